@@ -1,0 +1,165 @@
+"""Noise levels and the forward processes they lie on.
+
+A level is a pair (alpha, sigma) with x = alpha * x0 + sigma * eps. Every solver in this package is written in these two
+numbers, because sigma / alpha is infinite where flow matching and zero-terminal-SNR schedules start (alpha = 0).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A beta schedule with zero terminal SNR has no finite sigma / alpha at its first level; solvers that need one start at
+# alpha = 2^-12 instead, as diffusers does (alphas_cumprod[-1] = 2^-24).
+ALPHA_FLOOR = 2.0**-12
+
+
+class Process(Protocol):
+    """A forward process: which (alpha, sigma) belong to the model's time t, and which level has a given sigma / alpha."""
+
+    def level(self, t: float) -> Level: ...
+
+    def at(self, ratio: float) -> Level: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One noise level: x = alpha * x0 + sigma * eps, called by the model time `t`.
+
+    `scale` leads to the coordinates x = scale * x_hat in which the sampling ODE reads dx_hat/ds = (x_hat - denoised) / s
+    with s = sigma / scale: 1 for variance-exploding processes and for the linear path, alpha for variance-preserving ones.
+    """
+
+    t: float
+    alpha: float
+    sigma: float
+    scale: float = 1.0
+    process: Process | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def ratio(self) -> float:
+        """sigma / alpha; infinite for pure noise."""
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+    @property
+    def lam(self) -> float:
+        """log(alpha / sigma), half the log-SNR; -inf for pure noise, inf for clean data."""
+        if not self.alpha:
+            return -math.inf
+        return math.log(self.alpha / self.sigma) if self.sigma else math.inf
+
+    @property
+    def s(self) -> float:
+        """The noise level in the coordinates x / scale."""
+        return self.sigma / self.scale if self.scale else math.inf
+
+    def at(self, ratio: float) -> Level:
+        """The level of the same process with sigma / alpha = ratio."""
+        if self.process is None:
+            raise ValueError("this level knows no process to interpolate on: make levels with a fastdiff.schedules schedule")
+        return self.process.at(ratio)
+
+    def finite(self) -> Level:
+        """This level, or the nearest one with a usable scale where zero terminal SNR leaves none."""
+        if self.scale:
+            return self
+        sigma = math.sqrt(1.0 - ALPHA_FLOOR**2)
+        return replace(self, alpha=ALPHA_FLOOR, sigma=sigma, scale=ALPHA_FLOOR)
+
+
+@dataclass(frozen=True)
+class VarianceExploding:
+    """x = x0 + sigma * eps, called by sigma (Karras et al. 2022, arXiv:2206.00364)."""
+
+    def level(self, t: float) -> Level:
+        return Level(t=t, alpha=1.0, sigma=t, process=self)
+
+    def at(self, ratio: float) -> Level:
+        return self.level(ratio)
+
+
+@dataclass(frozen=True)
+class LinearPath:
+    """x_t = (1 - t/T) x0 + (t/T) eps: the linear interpolation path, also rectified flow (arXiv:2209.03003).
+
+    T: the model's time at pure noise, 1 for most flow models, 1000 for those trained with diffusers' timesteps.
+    """
+
+    T: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.T) and self.T > 0):
+            raise ValueError(f"T must be a positive finite number, got {self.T}")
+
+    def level(self, t: float) -> Level:
+        u = t / self.T
+        return Level(t=t, alpha=1.0 - u, sigma=u, process=self)
+
+    def at(self, ratio: float) -> Level:
+        u = 1.0 if math.isinf(ratio) else ratio / (1.0 + ratio)
+        # alpha from the ratio, not 1 - u: near u = 1 the difference would lose half of its digits.
+        return Level(t=self.T * u, alpha=1.0 / (1.0 + ratio), sigma=u, process=self)
+
+
+@dataclass(frozen=True, eq=False)
+class DiscreteTime:
+    """A variance-preserving process given at training indices 0 .. T-1 (DDPM, arXiv:2006.11239).
+
+    alphas_cumprod: float64 [T], strictly decreasing in (0, 1], the last one may be 0. Between indices, log(sigma / alpha)
+    is interpolated linearly, as k-diffusion and diffusers do.
+    """
+
+    alphas_cumprod: NDArray[np.float64]
+    alphas: NDArray[np.float64] = field(init=False, repr=False)
+    sigmas: NDArray[np.float64] = field(init=False, repr=False)
+    _log_ratios: NDArray[np.float64] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        table = np.array(self.alphas_cumprod, dtype=np.float64)
+        if table.ndim != 1 or len(table) < 2:
+            raise ValueError(f"alphas_cumprod must be one-dimensional with at least 2 values, got shape {table.shape}")
+        if not (np.isfinite(table).all() and (np.diff(table) < 0).all() and 0 < table[0] <= 1 and table[-1] >= 0):
+            raise ValueError("alphas_cumprod must be finite and fall strictly from at most 1 to at least 0")
+        floored = np.maximum(table, ALPHA_FLOOR**2)
+        arrays = {
+            "alphas_cumprod": table,
+            "alphas": np.sqrt(table),
+            "sigmas": np.sqrt(1.0 - table),
+            "_log_ratios": 0.5 * np.log(np.maximum(1.0 - floored, 1e-300) / floored),
+        }
+        for name, value in arrays.items():
+            value.flags.writeable = False
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def level(self, t: float) -> Level:
+        if not 0 <= t <= len(self) - 1:
+            raise ValueError(f"time {t} lies outside the training indices 0 .. {len(self) - 1}")
+        if t == int(t):
+            alpha, sigma = float(self.alphas[int(t)]), float(self.sigmas[int(t)])
+            return Level(t=t, alpha=alpha, sigma=sigma, scale=alpha, process=self)
+        ratio = math.exp(np.interp(t, np.arange(len(self)), self._log_ratios))
+        return self._preserving(t, ratio)
+
+    def at(self, ratio: float) -> Level:
+        if ratio <= 0:
+            return self._preserving(0.0, 0.0)
+        if math.isinf(ratio):
+            return Level(t=len(self) - 1.0, alpha=0.0, sigma=1.0, scale=0.0, process=self)
+        t = float(np.interp(math.log(ratio), self._log_ratios, np.arange(len(self))))
+        return self._preserving(t, ratio)
+
+    def _preserving(self, t: float, ratio: float) -> Level:
+        alpha = 1.0 / math.hypot(1.0, ratio)
+        return Level(t=t, alpha=alpha, sigma=ratio * alpha, scale=alpha, process=self)
+
+
+def clean(process: Process) -> Level:
+    """The level every schedule ends at: no noise left."""
+    return replace(process.at(0.0), alpha=1.0, sigma=0.0, scale=1.0)

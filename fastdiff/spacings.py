@@ -1,0 +1,94 @@
+"""Grids: where on a process a sampler stops. Timestep grids give training indices, ratio grids values of sigma / alpha."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+TimeGrid = Callable[[int, int], list[float]]
+RatioGrid = Callable[[int, float, float], list[float]]
+
+
+def leading(T: int, steps: int) -> list[float]:
+    """Every (T // steps)-th index from 0, noisiest first."""
+    return [float(i * (T // steps)) for i in range(steps)][::-1]
+
+
+def trailing(T: int, steps: int) -> list[float]:
+    """Equal parts of T counted from its end, so that the last index is always used."""
+    return [float(t) for t in np.round(np.arange(T, 0, -T / steps))[:steps] - 1]
+
+
+def linspace(T: int, steps: int) -> list[float]:
+    """Equally spaced from 0 to T - 1, rounded; both ends are used (the noisier one where there is a single step)."""
+    return [float(t) for t in np.round(np.linspace(T - 1, 0, steps))]
+
+
+def karras(steps: int, low: float, high: float, rho: float = 7.0) -> list[float]:
+    """Linear in ratio^(1/rho), from high to low (arXiv:2206.00364, equation 5)."""
+    if not (math.isfinite(rho) and rho > 0):
+        raise ValueError(f"rho must be a positive finite number, got {rho}")
+    root: NDArray[np.float64] = np.linspace(high ** (1 / rho), low ** (1 / rho), steps)
+    return (root**rho).tolist()
+
+
+def exponential(steps: int, low: float, high: float) -> list[float]:
+    """Geometric, from high to low."""
+    return polyexponential(steps, low, high, rho=1.0)
+
+
+def polyexponential(steps: int, low: float, high: float, rho: float = 1.0) -> list[float]:
+    """log ratio = log low + (log high - log low) u^rho, u from 1 to 0."""
+    if not (math.isfinite(rho) and rho > 0):
+        raise ValueError(f"rho must be a positive finite number, got {rho}")
+    u = np.linspace(1.0, 0.0, steps) ** rho
+    return np.exp(math.log(low) + u * (math.log(high) - math.log(low))).tolist()
+
+
+def beta(steps: int, low: float, high: float, a: float = 0.6, b: float = 0.6) -> list[float]:
+    """Quantiles of a beta(a, b) distribution mapped to [low, high] (arXiv:2407.12173)."""
+    if not (0 < a < math.inf and 0 < b < math.inf):
+        raise ValueError(f"a and b must be positive finite numbers, got {a} and {b}")
+    return [low + (high - low) * beta_quantile(1 - u, a, b) for u in np.linspace(0.0, 1.0, steps)]
+
+
+def vp(steps: int, beta_d: float, beta_min: float, eps: float) -> list[float]:
+    """sigma / alpha of the variance-preserving SDE at t linear from 1 to eps (arXiv:2011.13456)."""
+    t: NDArray[np.float64] = np.linspace(1.0, eps, steps)
+    return np.sqrt(np.expm1(beta_d * t**2 / 2 + beta_min * t)).tolist()
+
+
+def beta_quantile(p: float, a: float, b: float) -> float:
+    """The x with I_x(a, b) = p, by bisection (60 halvings: float64 precision)."""
+    if p <= 0 or p >= 1:
+        return float(p >= 1)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        mid = (low + high) / 2
+        low, high = (mid, high) if _beta_cdf(mid, a, b) < p else (low, mid)
+    return (low + high) / 2
+
+
+def _beta_cdf(x: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22)."""
+    if x > (a + 1) / (a + b + 2):
+        return 1.0 - _beta_cdf(1.0 - x, b, a)
+    log_front = a * math.log(x) + b * math.log1p(-x) + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    fraction = 1.0
+    for m in range(60, 0, -1):  # evaluated from the tail inwards
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1))
+        fraction = 1.0 + odd / (1.0 + even / fraction)
+    return math.exp(log_front) / (a * fraction)
+
+
+TIMESTEPS: dict[str, TimeGrid] = {"leading": leading, "trailing": trailing, "linspace": linspace}
+RATIOS: dict[str, RatioGrid] = {
+    "karras": karras,
+    "exponential": exponential,
+    "polyexponential": polyexponential,
+    "beta": beta,
+}
