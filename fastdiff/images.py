@@ -106,7 +106,7 @@ def grid(
 
 
 def film_strip(trajectory: torch.Tensor, *, captions: Sequence[str] | None = None, gap: int = 2) -> Picture:
-    """[S, B, 3, H, W] -> one sheet: a row an image, a column a step; `captions` name the columns, under the last row."""
+    """[S, B, 3, H, W] -> one sheet: a row an image, a column a step; `captions` name the columns, under the last."""
     steps, count = trajectory.shape[:2]
     frames = to_pictures(trajectory.transpose(0, 1).flatten(0, 1))
     if captions is None:
@@ -175,20 +175,22 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _opened(
     path: str | os.PathLike[str], *, max_pixels: int, formats: Sequence[str] = FORMATS
 ) -> Iterator[Image.Image]:
-    size = os.stat(path).st_size
-    if size > MAX_BYTES:
-        raise ValueError(
-            f"{path}: {size / 2**20:.0f} MiB is more than the {MAX_BYTES // 2**20} MiB that are read"
-        )
-    try:
-        image = Image.open(path, formats=list(formats))
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: too many pixels ({_first_line(error)}); make it smaller first") from error
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not a readable {', '.join(formats)} image") from error
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{path}: damaged image ({_first_line(error)})") from error
-    with image:
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise ValueError(
+                f"{path}: {size / 2**20:.0f} MiB is more than the {MAX_BYTES // 2**20} MiB that are read"
+            )
+        try:
+            image = Image.open(file, formats=list(formats))
+        except Image.DecompressionBombError as error:
+            raise ValueError(
+                f"{path}: too many pixels ({_first_line(error)}); make it smaller first"
+            ) from error
+        except Image.UnidentifiedImageError as error:
+            raise ValueError(f"{path}: not a readable {', '.join(formats)} image") from error
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{path}: damaged or incomplete image ({_first_line(error)})") from error
         width, height = image.size
         if width * height > max_pixels:
             raise ValueError(
