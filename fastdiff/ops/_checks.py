@@ -1,0 +1,73 @@
+"""What the doors of the ops check, with errors that say what was got and what to pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def floating(name: str, tensor: Tensor) -> None:
+    """TypeError unless tensor is a real floating-point tensor the ops take."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}: pass a torch.Tensor")
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{name} is {short(tensor.dtype)}: pass float32, float16, bfloat16 or float64")
+
+
+def same(name: str, tensor: Tensor, like: Tensor, *, dtypes: tuple[torch.dtype, ...] | None = None) -> None:
+    """Unless tensor has like's shape and device and one of the dtypes (like's by default): ValueError or TypeError."""
+    floating(name, tensor)
+    if tensor.shape != like.shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: it must be {tuple(like.shape)}, like x")
+    same_device(name, tensor, like)
+    accepted = dtypes or (like.dtype,)
+    if tensor.dtype not in accepted:
+        raise TypeError(f"{name} is {short(tensor.dtype)}: pass {' or '.join(map(short, accepted))}")
+
+
+def vector(name: str, tensor: Tensor, length: int, like: Tensor) -> None:
+    """ValueError or TypeError unless tensor is floating-point, one-dimensional, of this length and on like's device."""
+    floating(name, tensor)
+    if tuple(tensor.shape) != (length,):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: it must be ({length},)")
+    same_device(name, tensor, like)
+
+
+def same_device(name: str, tensor: Tensor, like: Tensor) -> None:
+    """ValueError unless both are on one device."""
+    if tensor.device != like.device:
+        raise ValueError(
+            f"{name} is on {tensor.device} and the data on {like.device}: move it with .to({str(like.device)!r})"
+        )
+
+
+def short(dtype: torch.dtype) -> str:
+    """float32 for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether x fills its memory without gaps or overlap, the batch outermost."""
+    if x.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return x.shape[0] == 1 or x.stride(0) * x.shape[0] == expected
+
+
+def dense(x: Tensor) -> Tensor:
+    """x itself if it is dense, else a contiguous copy."""
+    return x if is_dense(x) else x.contiguous()
+
+
+def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """tensor itself if its elements lie in memory as those of like, else a copy that does. Differentiable."""
+    if tensor.stride() == like.stride():
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)

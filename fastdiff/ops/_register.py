@@ -1,0 +1,52 @@
+"""How an op enters PyTorch: schemas defined once, in Python, so that the package also works unbuilt.
+
+Every op has two overloads with one schema: the default one, whose C++ and CUDA kernels sit on the CPU and CUDA keys
+once the native libraries are loaded, and `.triton`. Without them both run the reference, so exported graphs work anywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+from fastdiff import backend
+
+LIBRARY = torch.library.Library("fastdiff", "DEF")
+
+
+def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> dict[str, OpOverload]:
+    """Defines the op `schema` ("name(...) -> ...") and returns backend -> the overload to call.
+
+    reference: the same positional arguments, plain PyTorch; fake: the same, shapes only.
+    """
+    name, signature = schema.split("(", 1)
+    for suffix in ("", ".triton"):
+        LIBRARY.define(f"{name}{suffix}({signature}", tags=(torch.Tag.pt2_compliant_tag,))
+        implementation = launcher(name, reference) if suffix else reference
+        LIBRARY.impl(name + suffix, implementation, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastdiff::{name}{suffix}", fake, lib=LIBRARY)
+    packet = getattr(torch.ops.fastdiff, name)
+    return {"cpp": packet.default, "cuda": packet.default, "triton": packet.triton}
+
+
+def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+    """Gives both overloads of op `name` its gradient."""
+    for suffix in ("", ".triton"):
+        torch.library.register_autograd(
+            f"fastdiff::{name}{suffix}", backward, setup_context=setup_context, lib=LIBRARY
+        )
+
+
+def launcher(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The Triton kernel `fastdiff.kernels.<name>.launch` where there is one, else the reference."""
+
+    def launch(*args: Any) -> Any:
+        if "triton" in backend.KERNELS[name] and backend.unavailable("triton") is None:
+            return importlib.import_module(f"fastdiff.kernels.{name}").launch(*args)
+        return reference(*args)
+
+    return launch

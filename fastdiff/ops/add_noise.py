@@ -1,0 +1,81 @@
+"""add_noise: the forward process x = alpha*x0 + sigma*noise in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff import backend, reference
+from fastdiff.ops import _checks
+from fastdiff.ops._register import define, differentiate
+
+
+def add_noise(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+    """alpha*x0 + sigma*noise, computed in float32 (float64 for float64) and rounded once.
+
+    x0, noise: [B, ...], one dtype and device; alpha, sigma: a number, or one for each sample [B].
+    Returns a tensor like x0 (dtype, memory format). Differentiable in every tensor.
+    """
+    _checks.floating("x0", x0)
+    _checks.same("noise", noise, x0)
+    alpha, sigma = _level("alpha", alpha, x0), _level("sigma", sigma, x0)
+    name = backend.select("add_noise", x0.device.type, x0.dtype)
+    if name == "reference":
+        return reference.add_noise(x0, noise, alpha, sigma)
+    x0 = _checks.dense(x0)
+    return OVERLOADS[name](x0, _checks.laid_out_like(noise, x0), alpha, sigma)
+
+
+def _level(name: str, value: float | Tensor, x0: Tensor) -> Tensor:
+    """value as [1] or [B] in the compute dtype."""
+    dtype = reference.compute_dtype(x0.dtype)
+    if not isinstance(value, Tensor):
+        return torch.full((1,), float(value), dtype=dtype, device=x0.device)
+    if value.dim() == 0:
+        value = value.reshape(1)
+    elif x0.dim() and tuple(value.shape) != (1,):
+        _checks.vector(name, value, x0.shape[0], x0)
+    _checks.floating(name, value)
+    _checks.same_device(name, value, x0)
+    return value.to(dtype).contiguous()
+
+
+def _fake(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    return torch.empty_like(x0)
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    x0, noise, alpha, sigma = inputs
+    ctx.save_for_backward(
+        x0 if alpha.requires_grad else None, noise if sigma.requires_grad else None, alpha, sigma
+    )
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x0, noise, alpha, sigma = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    wide = grad.to(reference.compute_dtype(grad.dtype))
+    scaled = [
+        (wide * reference.per_sample(level, grad)).to(grad.dtype) if need else None
+        for need, level in zip(needs[:2], (alpha, sigma), strict=True)
+    ]
+    levels = [
+        _reduced(wide * data.to(wide.dtype), level) if need and data is not None else None
+        for need, data, level in zip(needs[2:], (x0, noise), (alpha, sigma), strict=True)
+    ]
+    return (*scaled, *levels)
+
+
+def _reduced(product: Tensor, level: Tensor) -> Tensor:
+    """The sum over each sample, or over everything where the level is shared."""
+    if level.shape[0] == 1:
+        return product.sum().reshape(1)
+    return product.flatten(1).sum(1)
+
+
+OVERLOADS = define(
+    "add_noise(Tensor x0, Tensor noise, Tensor alpha, Tensor sigma) -> Tensor", reference.add_noise, _fake
+)
+differentiate("add_noise", _backward, _setup)

@@ -1,0 +1,178 @@
+"""Plain PyTorch: the specification of every operation.
+
+Each function reads as its formula. The kernels of the other backends are tested against these, and every op falls back
+to them for what a kernel does not take (float64 above all). Half precision is computed in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+COLUMNS = (
+    "p", "q", "lo", "hi",  # denoised = clamp(p*x + q*F, lo, hi)
+    "u", "w",  # value = u*x + w*denoised
+    "a", "b", "c0", "c1", "c2", "c3", "n",  # x_next = a*x + b*anchor + c0*value + c1*h1 + c2*h2 + c3*h3 + n*noise
+    "k",  # input = k*x_next
+    "g", "g_uncond",  # F = gain*(g*output + g_uncond*uncond)
+    "call",  # 1 if the row has a model output
+    "slot",  # model calls before this row: where the history ring stands
+    "accept",  # 1 if x_next becomes the anchor
+    "spare",
+)  # fmt: skip
+"""The columns of a table of rows, in order; every backend reads them by these positions."""
+
+WIDTH = len(COLUMNS)
+
+
+class Step(NamedTuple):
+    """What one row makes. x: x_next; value: what goes on the history (empty without a model output);
+    input: k*x_next in the model's dtype (twice along the batch if doubled)."""
+
+    x: Tensor
+    value: Tensor
+    input: Tensor
+
+
+def weights(table: Tensor, index: Tensor | int) -> dict[str, float]:
+    """Row `index` of a table [N, 20] as Python floats by column name."""
+    return dict(zip(COLUMNS, table[int(index)].tolist(), strict=True))
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype arithmetic is done in: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """values [B] or [1] shaped to broadcast over like [B, ...]."""
+    return values.reshape(-1, *(1,) * (like.dim() - 1))
+
+
+def add_noise(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """alpha*x0 + sigma*noise. x0, noise: [B, ...]; alpha, sigma: [B] or [1]. Returns x0's shape and dtype."""
+    dtype = compute_dtype(x0.dtype)
+    alpha, sigma = per_sample(alpha.to(dtype), x0), per_sample(sigma.to(dtype), x0)
+    return (alpha * x0.to(dtype) + sigma * noise.to(dtype)).to(x0.dtype)
+
+
+def group_norm_silu(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """silu(group_norm(x)). x: [B, C, ...]; weight, bias: [C]. Returns x's shape and dtype."""
+    dtype = compute_dtype(x.dtype)
+    weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
+    if x.numel() == 0:
+        return x.clone()
+    return F.silu(F.group_norm(x.to(dtype), num_groups, weight, bias, eps)).to(x.dtype)
+
+
+def group_statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1/sqrt(variance + eps) of each group. x: [B, C, ...]. Returns two of [B, num_groups]."""
+    groups = x.to(compute_dtype(x.dtype)).reshape(x.shape[0], num_groups, -1)
+    variance, mean = torch.var_mean(groups, dim=-1, correction=0)
+    return mean, torch.rsqrt(variance + eps)
+
+
+def solver_step(
+    x: Tensor,
+    output: Tensor | None,
+    table: Tensor,
+    index: Tensor,
+    *,
+    uncond: Tensor | None = None,
+    anchor: Tensor | None = None,
+    history: Sequence[Tensor | None] = (),
+    noise: Tensor | None = None,
+    bound: Tensor | None = None,
+    gain: Tensor | None = None,
+    input_dtype: torch.dtype | None = None,
+    doubled: bool = False,
+) -> Step:
+    """One row of a plan (see COLUMNS). x, anchor, history (newest first), noise: [B, ...]; output, uncond: [B, ...]
+    or None where the row has no model output; bound, gain: [B]. A term whose weight is 0 is neither read nor multiplied."""
+    w = weights(table, index)
+    value = x.new_empty(0) if output is None else torch.zeros_like(x)
+    terms = [(w["a"], x), (w["b"], anchor)]
+    if w["call"]:
+        if output is None:
+            raise ValueError("this row has a model output: pass output")
+        guided = guide(output, uncond, gain, w, x) if w["q"] and w["w"] else None
+        denoised = clamp(weighted_sum([(w["p"], x), (w["q"], guided)], x), w["lo"], w["hi"], bound)
+        value = weighted_sum([(w["u"], x), (w["w"], denoised)], x)
+        terms.append((w["c0"], value))
+    past = (*history, None, None, None)
+    terms += [(w["c1"], past[0]), (w["c2"], past[1]), (w["c3"], past[2]), (w["n"], noise)]
+    x_next = weighted_sum(terms, x)
+    x_in = (w["k"] * x_next).to(input_dtype or x.dtype)
+    return Step(x_next, value, torch.cat([x_in, x_in]) if doubled else x_in)
+
+
+def solver_step_(
+    x: Tensor,
+    output: Tensor | None,
+    table: Tensor,
+    index: Tensor,
+    *,
+    uncond: Tensor | None = None,
+    anchor: Tensor | None = None,
+    history: Tensor | None = None,
+    noise: Tensor | None = None,
+    bound: Tensor | None = None,
+    gain: Tensor | None = None,
+    input: Tensor | None = None,
+) -> None:
+    """The same row in place: x becomes x_next, anchor too if accepted, value goes on the ring history [S, B, ...] at
+    slot % S (h_j is read at (slot - j) % S), and input ([B, ...] or [2B, ...]) receives the next model input."""
+    w = weights(table, index)
+    slot = int(w["slot"])
+    ring: list[Tensor | None] = (
+        [] if history is None else [history[(slot - j) % len(history)] for j in (1, 2, 3)]
+    )
+    doubled = input is not None and len(input) != len(x)
+    step = solver_step(
+        x, output, table, index, uncond=uncond, anchor=anchor, history=ring, noise=noise, bound=bound, gain=gain,
+        input_dtype=None if input is None else input.dtype, doubled=doubled,
+    )  # fmt: skip
+    x.copy_(step.x)
+    if anchor is not None and w["accept"]:
+        anchor.copy_(step.x)
+    if history is not None and w["call"]:
+        history[slot % len(history)].copy_(step.value)
+    if input is not None:
+        input.copy_(step.input)
+
+
+def guide(
+    output: Tensor | None, uncond: Tensor | None, gain: Tensor | None, w: dict[str, float], x: Tensor
+) -> Tensor:
+    """F = gain*(g*output + g_uncond*uncond), in x's dtype."""
+    guided = weighted_sum([(w["g"], output), (w["g_uncond"], uncond)], x)
+    return guided if gain is None else per_sample(gain.to(x.dtype), x) * guided
+
+
+def clamp(data: Tensor, lo: float, hi: float, bound: Tensor | None) -> Tensor:
+    """data within [lo, hi], or within +-bound of each sample and divided by it (dynamic thresholding)."""
+    if bound is None:
+        return data.clamp(lo, hi)
+    limit = per_sample(bound.to(data.dtype), data)
+    return torch.minimum(torch.maximum(data, -limit), limit) / limit
+
+
+def weighted_sum(terms: Sequence[tuple[float, Tensor | None]], like: Tensor) -> Tensor:
+    """Sum of weight*tensor over the terms whose weight is not 0, in like's dtype."""
+    total: Tensor | None = None
+    for weight, tensor in terms:
+        if weight == 0:
+            continue
+        if tensor is None:
+            raise ValueError(
+                "a row weighs a tensor that was not given: pass output, uncond, anchor, history or noise"
+            )
+        term = weight * tensor.to(like.dtype)
+        total = term if total is None else total + term
+    return torch.zeros_like(like) if total is None else total
