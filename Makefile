@@ -18,8 +18,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet
 # Native code is built at install, so whatever goes into it makes the install stale.
 BUILD_INPUTS := pyproject.toml setup.py fastdiff/_build.py $(shell find csrc -type f 2>/dev/null)
-# Needed by the install itself, which runs without build isolation so that it sees the installed torch.
-BUILD_TOOLS := 'setuptools>=77' wheel ninja 'pybind11>=2.13'
 PYTEST_ARGS ?=
 
 .PHONY: help demo test lint format env bench clean distclean
@@ -38,61 +36,62 @@ demo: $(VENV)/.installed
 	@mkdir -p out
 	$(BIN)/fastdiff generate --demo --out out/demo.png --overwrite
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed $(VENV)/.test-tools
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 env: $(VENV)/.installed
 	$(BIN)/fastdiff env
 
-bench: $(VENV)/.installed-dev
+bench: $(VENV)/.installed $(VENV)/.test-tools
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/convergence.py
 
 CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.installed $(VENV)/.lint-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy fastdiff
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 
-format: $(VENV)/.installed-dev
+format: $(VENV)/.lint-tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-# --- set-up: one stamp a stage, so that a second run starts at once ------------------------------------------------
+# Set-up: one stamp a stage, so that a second run starts at once.
 
 $(VENV)/.torch:
 	@test -n "$(PYTHON)" || { echo 'fastdiff needs Python 3.10 or newer with venv: install it (Debian: apt install' \
 		'python3-venv python3-dev) or name it: make PYTHON=/path/to/python3' >&2; exit 1; }
 	@echo "setting up $(VENV) with $(PYTHON) (torch is a large download; this happens once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --upgrade 'pip>=24'
+	$(PIP) install --upgrade 'pip>=25.1'
 	$(PIP) install '$(TORCH)' numpy
 	@touch $@
 
-$(VENV)/.build-tools: $(VENV)/.torch
-	$(PIP) install $(BUILD_TOOLS)
-	@touch $@
-
-$(VENV)/.installed: $(VENV)/.build-tools $(BUILD_INPUTS)
+# The install runs without build isolation, so that it sees the torch that is there.
+$(VENV)/.installed: $(VENV)/.torch $(BUILD_INPUTS)
 	@echo 'building and installing fastdiff'
+	$(PIP) install --group build
 	$(PIP) install --no-build-isolation -e .
 	@touch $@
 
-# k-diffusion is an oracle of the tests. Its own requirements (training tools) are large and unused: left out.
-$(VENV)/.installed-dev: $(VENV)/.build-tools $(BUILD_INPUTS)
-	@echo 'building and installing fastdiff with what its tests need'
-	$(PIP) install --no-build-isolation -e '.[dev]'
+$(VENV)/.test-tools: $(VENV)/.torch pyproject.toml
+	@echo 'installing what the tests need'
+	$(PIP) install --group test
 	$(PIP) install --no-deps k-diffusion==0.1.1.post1
-	@touch $(VENV)/.installed $@
+	@touch $@
+
+$(VENV)/.lint-tools: $(VENV)/.torch pyproject.toml
+	$(PIP) install --group lint
+	@touch $@
 
 clean:
 	rm -rf build dist *.egg-info out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find fastdiff kernels csrc -name '*.so' -delete
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
-	rm -f $(VENV)/.installed $(VENV)/.installed-dev
+	rm -f $(VENV)/.installed
 
 distclean: clean
 	rm -rf $(VENV)
