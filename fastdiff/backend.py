@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 KERNELS: dict[str, dict[str, frozenset[torch.dtype]]] = {
-    "add_noise": {"cpp": FLOATS},
+    "add_noise": {"cpp": FLOATS, "triton": FLOATS, "cuda": FLOATS},
     "group_norm_silu": {"cpp": FLOATS},
     "solver_step": {"cpp": frozenset({torch.float32})},
 }
