@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS: dict[str, int] = {
-    **dict.fromkeys(["errors", "files", "reference", "backend", "native", "_build", "_host", "kernels"], 0),
+    **dict.fromkeys(["errors", "files", "choices", "reference", "backend", "native", "_build", "_host", "kernels"], 0),
     "ops": 1,
     **dict.fromkeys(["levels", "spacings", "schedules", "predictions", "plan", "samplers"], 2),
     **dict.fromkeys(["guidance", "noise", "thresholding", "executor", "adaptive"], 3),
