@@ -1,0 +1,87 @@
+"""What every GPU kernel of add_noise must get right, wherever it runs: on a GPU, interpreted or emulated on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+AddNoise = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Case(NamedTuple):
+    shape: tuple[int, ...]
+    weights: str  # "each": one per sample, "one": one for all, "mixed": one alpha, a sigma per sample
+    layout: torch.memory_format = torch.contiguous_format
+    weight_dtype: torch.dtype = torch.float32
+
+
+CASES = {
+    "latents": Case((2, 4, 64, 64), "each"),
+    "latents_float64_weights": Case((2, 4, 64, 64), "each", weight_dtype=torch.float64),
+    "one_weight": Case((2, 3, 31, 37), "one"),
+    "one_alpha": Case((3, 4, 32, 32), "mixed", weight_dtype=torch.float64),
+    "rows_off_the_vectors": Case((5, 3, 33, 35), "each"),
+    "channels_last": Case((2, 6, 20, 24), "each", torch.channels_last),
+    "channels_last_3d": Case((2, 5, 3, 13, 11), "each", torch.channels_last_3d),
+    "short_samples": Case((300, 7), "each"),
+    "one_pixel": Case((64, 1, 1, 1), "each"),
+    "one_element": Case((1,), "one"),
+    "no_samples": Case((0, 4, 8, 8), "each"),
+    "empty_samples": Case((3, 0, 8, 8), "each"),
+}
+
+
+def make(case: Case, dtype: torch.dtype, device: str, *, mean: float = 0.0) -> tuple[Tensor, ...]:
+    """x0, noise, alpha, sigma of a case, drawn from a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(case.shape, generator=generator) for _ in range(2))
+    x0 += mean
+    counts = {"each": (case.shape[0],) * 2, "one": (1, 1), "mixed": (1, case.shape[0])}[case.weights]
+    alpha, sigma = (torch.rand(count, generator=generator) + 0.1 for count in counts)
+    images = [t.to(dtype).to(device).contiguous(memory_format=case.layout) for t in (x0, noise)]
+    return (*images, *(t.to(device, case.weight_dtype) for t in (alpha, sigma)))
+
+
+def check_values(
+    add_noise: AddNoise, case: Case, dtype: torch.dtype, device: str, *, mean: float = 0.0
+) -> None:
+    """The error against float64 is at most twice that of plain PyTorch in the same dtype, in the same layout."""
+    x0, noise, alpha, sigma = make(case, dtype, device, mean=mean)
+    out = add_noise(x0, noise, alpha, sigma)
+    assert (out.dtype, out.shape, out.stride()) == (x0.dtype, x0.shape, x0.stride())
+    truth = composed(*(t.double() for t in (x0, noise, alpha, sigma)))
+    plain = composed(x0, noise, alpha.to(dtype), sigma.to(dtype))
+    # one rounding of the largest result is never an error: plain PyTorch may be exact by luck on a few elements
+    allowed = torch.finfo(dtype).eps * truth.abs().amax() if truth.numel() else 0.0
+    assert error(out, truth) <= max(2 * error(plain, truth), float(allowed))
+
+
+def check_specials(add_noise: AddNoise, dtype: torch.dtype, device: str) -> None:
+    """NaN and Inf stay in the element they came in with, at a sample's start, body and end."""
+    x0, noise, alpha, sigma = make(Case((2, 3, 31, 37), "each"), dtype, device)
+    flat = x0.view(2, -1)
+    flat[0, 0], flat[0, 1500], flat[1, -1] = float("nan"), float("inf"), float("nan")
+    out = add_noise(x0, noise, alpha, sigma).view(2, -1)
+    assert torch.equal(out.isnan(), flat.isnan())
+    assert torch.equal(out.isinf(), flat.isinf())
+
+
+def check_repeatable(add_noise: AddNoise, dtype: torch.dtype, device: str) -> None:
+    """The same inputs give the same bits."""
+    inputs = make(CASES["rows_off_the_vectors"], dtype, device)
+    assert torch.equal(add_noise(*inputs), add_noise(*inputs))
+
+
+def composed(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Plain PyTorch in the dtype of its inputs."""
+    alpha, sigma = (t.reshape(-1, *(1,) * (x0.dim() - 1)) for t in (alpha, sigma))
+    return alpha * x0 + sigma * noise
+
+
+def error(out: Tensor, truth: Tensor) -> float:
+    """The largest absolute difference."""
+    return float((out.double() - truth).abs().amax()) if truth.numel() else 0.0
