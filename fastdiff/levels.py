@@ -60,8 +60,16 @@ class Level:
     def at(self, ratio: float) -> Level:
         """The level of the same process with sigma / alpha = ratio."""
         if self.process is None:
-            raise ValueError("this level knows no process to interpolate on: make levels with a fastdiff.schedules schedule")
+            raise ValueError(
+                "this level knows no process to interpolate on: make levels with a fastdiff.schedules schedule"
+            )
         return self.process.at(ratio)
+
+    def at_s(self, s: float) -> Level:
+        """The level of the same process with sigma / scale = s."""
+        # alpha / scale is 1 on variance-exploding and -preserving processes and 1 - s on the linear path: 1 - c s.
+        c = (1.0 - self.alpha / self.scale) / self.s
+        return self.at(s / (1.0 - c * s))
 
     def finite(self) -> Level:
         """This level, or the nearest one with a usable scale where zero terminal SNR leaves none."""
@@ -121,8 +129,12 @@ class DiscreteTime:
     def __post_init__(self) -> None:
         table = np.array(self.alphas_cumprod, dtype=np.float64)
         if table.ndim != 1 or len(table) < 2:
-            raise ValueError(f"alphas_cumprod must be one-dimensional with at least 2 values, got shape {table.shape}")
-        if not (np.isfinite(table).all() and (np.diff(table) < 0).all() and 0 < table[0] <= 1 and table[-1] >= 0):
+            raise ValueError(
+                f"alphas_cumprod must be one-dimensional with at least 2 values, got shape {table.shape}"
+            )
+        if not (
+            np.isfinite(table).all() and (np.diff(table) < 0).all() and 0 < table[0] <= 1 and table[-1] >= 0
+        ):
             raise ValueError("alphas_cumprod must be finite and fall strictly from at most 1 to at least 0")
         floored = np.maximum(table, ALPHA_FLOOR**2)
         arrays = {

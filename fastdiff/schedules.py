@@ -1,9 +1,9 @@
 """Schedules: a forward process and the levels a sampler visits on it. Plain float64 arithmetic on the host.
 
-    schedules.scaled_linear_betas().levels(20)                    # Stable Diffusion, trailing timesteps
-    schedules.scaled_linear_betas(spacing="karras").levels(20)    # the same model on Karras sigmas
-    schedules.karras(0.03, 14.6).levels(20)                       # a denoiser called by sigma
-    schedules.flow(shift=3.0).levels(20)                          # rectified flow
+schedules.scaled_linear_betas().levels(20)                    # Stable Diffusion, trailing timesteps
+schedules.scaled_linear_betas(spacing="karras").levels(20)    # the same model on Karras sigmas
+schedules.karras(0.03, 14.6).levels(20)                       # a denoiser called by sigma
+schedules.flow(shift=3.0).levels(20)                          # rectified flow
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class Schedule:
         levels = (*self.spacing(self.process, int(steps)), self.final or clean(self.process))
         ratios = [level.ratio for level in levels]
         if not all(a > b for a, b in zip(ratios, ratios[1:])):
-            raise ValueError("the noise must fall at every step: this schedule repeats a level or rises; use fewer steps")
+            raise ValueError(
+                "the noise must fall at every step: this schedule repeats a level or rises; use fewer steps"
+            )
         return levels
 
 
@@ -102,14 +104,26 @@ def from_alphas_cumprod(
 
 
 def linear_betas(
-    *, T: int = 1000, start: float = 1e-4, end: float = 0.02, spacing: str = "trailing", offset: int = 0, zero_snr: bool = False
+    *,
+    T: int = 1000,
+    start: float = 1e-4,
+    end: float = 0.02,
+    spacing: str = "trailing",
+    offset: int = 0,
+    zero_snr: bool = False,
 ) -> Schedule:
     """Betas linear in the index (DDPM, arXiv:2006.11239)."""
     return _from_betas(np.linspace(start, end, _training_steps(T)), spacing, offset, zero_snr)
 
 
 def scaled_linear_betas(
-    *, T: int = 1000, start: float = 0.00085, end: float = 0.012, spacing: str = "trailing", offset: int = 0, zero_snr: bool = False
+    *,
+    T: int = 1000,
+    start: float = 0.00085,
+    end: float = 0.012,
+    spacing: str = "trailing",
+    offset: int = 0,
+    zero_snr: bool = False,
 ) -> Schedule:
     """Betas linear in their square root (latent diffusion, arXiv:2112.10752)."""
     betas = np.linspace(math.sqrt(start), math.sqrt(end), _training_steps(T)) ** 2
@@ -117,7 +131,13 @@ def scaled_linear_betas(
 
 
 def cosine_betas(
-    *, T: int = 1000, s: float = 0.008, max_beta: float = 0.999, spacing: str = "trailing", offset: int = 0, zero_snr: bool = False
+    *,
+    T: int = 1000,
+    s: float = 0.008,
+    max_beta: float = 0.999,
+    spacing: str = "trailing",
+    offset: int = 0,
+    zero_snr: bool = False,
 ) -> Schedule:
     """alpha_bar = cos^2 of the index (Nichol and Dhariwal, arXiv:2102.09672, equation 17)."""
     u = np.arange(_training_steps(T) + 1) / T
@@ -126,7 +146,13 @@ def cosine_betas(
 
 
 def sigmoid_betas(
-    *, T: int = 1000, start: float = 1e-4, end: float = 0.02, spacing: str = "trailing", offset: int = 0, zero_snr: bool = False
+    *,
+    T: int = 1000,
+    start: float = 1e-4,
+    end: float = 0.02,
+    spacing: str = "trailing",
+    offset: int = 0,
+    zero_snr: bool = False,
 ) -> Schedule:
     """Betas on a sigmoid over [-6, 6] (GeoDiff, arXiv:2203.02923)."""
     betas = (end - start) / (1 + np.exp(-np.linspace(-6, 6, _training_steps(T)))) + start
@@ -223,9 +249,13 @@ def _uniform_flow(shift: float, process: Process, steps: int) -> list[Level]:
 def _at_timesteps(grid: spacings.TimeGrid, offset: int, process: Process, steps: int) -> list[Level]:
     assert isinstance(process, DiscreteTime)
     if steps > len(process):
-        raise ValueError(f"steps must be at most {len(process)}, the training steps of this schedule, got {steps}")
+        raise ValueError(
+            f"steps must be at most {len(process)}, the training steps of this schedule, got {steps}"
+        )
     return [process.level(min(t + offset, len(process) - 1)) for t in grid(len(process), steps)]
 
 
-def _at_ratios(grid: spacings.RatioGrid, low: float, high: float, process: Process, steps: int) -> list[Level]:
+def _at_ratios(
+    grid: spacings.RatioGrid, low: float, high: float, process: Process, steps: int
+) -> list[Level]:
     return [process.at(ratio) for ratio in grid(steps, low, high)]

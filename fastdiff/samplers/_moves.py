@@ -1,0 +1,91 @@
+"""The moves all planners share: one first-order step, added noise, coordinates, and integrals of interpolating polynomials."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Concatenate, ParamSpec
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdiff.levels import Level
+from fastdiff.plan import Row
+
+P = ParamSpec("P")
+Levels = Sequence[Level]
+SamplerRows = Callable[Concatenate[Levels, P], Iterable[Row]]
+
+
+def gains(start: Level, to: Level, sigma: float | None = None) -> tuple[float, float]:
+    """Weights of x and denoised for the move start -> to, exact where denoised is constant (DDIM, arXiv:2010.02502).
+
+    sigma: how much of the noise at `to` is carried over from x, all of it if None.
+    """
+    r = (to.sigma if sigma is None else sigma) / start.sigma
+    return r, to.alpha - r * start.alpha
+
+
+def ancestral_split(start: Level, to: Level, eta: float) -> tuple[float, float]:
+    """The noise at `to` as (carried over, fresh), in units of sigma: carried^2 + fresh^2 = to.sigma^2.
+
+    eta = 0 carries all of it, eta = 1 gives the reverse process of DDPM (arXiv:2006.11239, equation 7).
+    """
+    fresh = min(to.sigma, eta * to.sigma * math.sqrt(max(0.0, 1.0 - (to.ratio / start.ratio) ** 2)))
+    return math.sqrt((to.sigma - fresh) * (to.sigma + fresh)), fresh
+
+
+def first_order(start: Level, to: Level, eta: float = 0.0, s_noise: float = 1.0) -> Row:
+    """The step of Euler, DDIM and, with eta > 0, of the ancestral samplers."""
+    carried, fresh = ancestral_split(start, to, eta)
+    r, gain = gains(start, to, carried)
+    return Row(start, to, x=r, history=(gain,), noise=s_noise * fresh)
+
+
+def in_linear_coordinates(planner: SamplerRows[P]) -> Callable[Concatenate[Levels, P], Iterator[Row]]:
+    """Lets a planner write its weights for x / scale, where the ODE is dx/ds = (x - denoised) / s; see fastdiff.levels."""
+
+    @functools.wraps(planner)
+    def rescaled(levels: Levels, *args: P.args, **kwargs: P.kwargs) -> Iterator[Row]:
+        levels = [level.finite() for level in levels]
+        anchor = levels[0].scale
+        for row in planner(levels, *args, **kwargs):
+            up = row.to.scale
+            yield replace(
+                row,
+                x=row.x * up / row.level.scale,
+                anchor=row.anchor * up / anchor,
+                history=tuple(c * up for c in row.history),
+                noise=row.noise * up,
+                value=(row.value[0] / row.level.scale, row.value[1]),
+            )
+            anchor = up if row.accept else anchor
+
+    return rescaled
+
+
+@functools.cache
+def _gauss_legendre(points: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return np.polynomial.legendre.leggauss(points)
+
+
+def lagrange_integrals(
+    nodes: Sequence[float],
+    low: float,
+    high: float,
+    weight: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+) -> list[float]:
+    """The integrals from low to high of weight(y) times each Lagrange polynomial on the nodes.
+
+    Gauss-Legendre quadrature: exact without a weight, to rounding with the smooth weights of this package.
+    """
+    points, masses = _gauss_legendre(4 if weight is None else 48)
+    half = (high - low) / 2
+    y = low + half * (points + 1)
+    mass = half * masses * (1.0 if weight is None else weight(y))
+    return [
+        float(np.sum(mass * math.prod((y - other) / (node - other) for other in nodes if other != node)))
+        for node in nodes
+    ]
