@@ -19,7 +19,7 @@ ALPHA_FLOOR = 2.0**-12
 
 
 class Process(Protocol):
-    """A forward process: which (alpha, sigma) belong to the model's time t, and which level has a given sigma / alpha."""
+    """A forward process: the (alpha, sigma) of the model's time t, and the level of a given sigma / alpha."""
 
     def level(self, t: float) -> Level: ...
 
@@ -30,8 +30,9 @@ class Process(Protocol):
 class Level:
     """One noise level: x = alpha * x0 + sigma * eps, called by the model time `t`.
 
-    `scale` leads to the coordinates x = scale * x_hat in which the sampling ODE reads dx_hat/ds = (x_hat - denoised) / s
-    with s = sigma / scale: 1 for variance-exploding processes and for the linear path, alpha for variance-preserving ones.
+    `scale` leads to the coordinates x = scale * x_hat in which the sampling ODE reads
+    dx_hat/ds = (x_hat - denoised) / s with s = sigma / scale: 1 for variance-exploding processes and for the linear
+    path, alpha for variance-preserving ones.
     """
 
     t: float
@@ -117,8 +118,8 @@ class LinearPath:
 class DiscreteTime:
     """A variance-preserving process given at training indices 0 .. T-1 (DDPM, arXiv:2006.11239).
 
-    alphas_cumprod: float64 [T], strictly decreasing in (0, 1], the last one may be 0. Between indices, log(sigma / alpha)
-    is interpolated linearly, as k-diffusion and diffusers do.
+    alphas_cumprod: float64 [T], strictly decreasing in (0, 1], the last one may be 0. Between indices,
+    log(sigma / alpha) is interpolated linearly, as k-diffusion and diffusers do.
     """
 
     alphas_cumprod: NDArray[np.float64]

@@ -106,7 +106,7 @@ class Plan:
             prediction=resolve(prediction),
             clip=bounds,
             planner=planned,
-            name=name or getattr(planner, "__name__", "custom"),
+            name=str(name or getattr(planner, "__name__", "custom")),
         )
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ class Plan:
         table = table.reshape(len(self.rows), len(COLUMNS))
         if not np.isfinite(np.delete(table, [COLUMN["lo"], COLUMN["hi"]], axis=1)).all():
             raise ValueError(
-                f"a weight of {self.name} is not finite on these levels: start below pure noise, or use another sampler"
+                f"{self.name} has no finite weights on these levels: start below pure noise, or change the sampler"
             )
         _check(self.rows, self.levels)
         table.flags.writeable = False
@@ -160,15 +160,11 @@ class Plan:
         head = f"{self.name}: {len(self.levels) - 1} steps, {self.calls} model calls, prediction {self.prediction.name}"
         titles = ("t", "sigma", "to", "x", "anchor", "c0", "c1", "c2", "c3", "noise")
         lines = [head, " ".join(f"{title:>9}" for title in titles)]
-        for row, time in zip(self.rows, self.times):
-            history = [*row.history, *(0.0,) * (4 - len(row.history))]
-            cells = [time, row.level.sigma, row.to.sigma, row.x, row.anchor, *history, row.noise]
-            lines.append(
-                " ".join(
-                    f"{'.' if math.isnan(cell) or (j > 2 and not cell) else format(cell, '.5g'):>9}"
-                    for j, cell in enumerate(cells)
-                )
-            )
+        for row, time in zip(self.rows, self.times, strict=True):
+            weights = (row.x, row.anchor, *row.history, *(0.0,) * (4 - len(row.history)), row.noise)
+            cells = [format(value, ".5g") for value in (time, row.level.sigma, row.to.sigma)]
+            cells += [format(weight, ".5g") if weight else "." for weight in weights]
+            lines.append(" ".join(f"{cell:>9}" for cell in cells))
         return "\n".join(lines)
 
 

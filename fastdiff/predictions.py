@@ -36,7 +36,7 @@ def _epsilon(level: Level) -> tuple[float, float]:
     if not level.alpha:
         raise ValueError(
             "an epsilon prediction says nothing about the image at pure noise (alpha = 0): "
-            "use a schedule with some signal left at its first level, or a model with prediction 'v', 'flow' or 'sample'"
+            "use a schedule with some signal left at its first level, or a model that predicts 'v', 'flow' or 'sample'"
         )
     return 1.0 / level.alpha, -level.sigma / level.alpha
 

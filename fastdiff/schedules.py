@@ -8,6 +8,7 @@ schedules.flow(shift=3.0).levels(20)                          # rectified flow
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -63,9 +64,9 @@ class Schedule:
             raise ValueError(f"steps must be an integer from 1 to {MAX_STEPS}, got {steps!r}")
         levels = (*self.spacing(self.process, int(steps)), self.final or clean(self.process))
         ratios = [level.ratio for level in levels]
-        if not all(a > b for a, b in zip(ratios, ratios[1:])):
+        if not all(a > b for a, b in itertools.pairwise(ratios)):
             raise ValueError(
-                "the noise must fall at every step: this schedule repeats a level or rises; use fewer steps"
+                "the noise must fall at every step, but this schedule repeats a level or rises: use fewer steps"
             )
         return levels
 
@@ -160,7 +161,7 @@ def sigmoid_betas(
 
 
 def zero_terminal_snr(alphas_cumprod: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shift and scale sqrt(alphas_cumprod) so that the last is 0 and the first unchanged (arXiv:2305.08891, algorithm 1)."""
+    """sqrt(alphas_cumprod) shifted and scaled: the last becomes 0, the first stays (arXiv:2305.08891, algorithm 1)."""
     root = np.sqrt(np.asarray(alphas_cumprod, dtype=np.float64))
     scaled: NDArray[np.float64] = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return scaled
@@ -175,7 +176,8 @@ def _training_steps(T: int) -> int:
 def _from_betas(betas: NDArray[np.float64], spacing: str, offset: int, zero_snr: bool) -> Schedule:
     if not (np.isfinite(betas).all() and (betas > 0).all() and (betas < 1).all()):
         raise ValueError("betas must lie strictly between 0 and 1: check start and end")
-    return from_alphas_cumprod(np.cumprod(1.0 - betas), spacing=spacing, offset=offset, zero_snr=zero_snr)
+    products: NDArray[np.float64] = np.cumprod(1.0 - betas)
+    return from_alphas_cumprod(products, spacing=spacing, offset=offset, zero_snr=zero_snr)
 
 
 # Schedules of sigmas: variance exploding, the model is called by sigma.
@@ -224,7 +226,8 @@ def _sigmas(grid: spacings.RatioGrid, sigma_min: float, sigma_max: float) -> Sch
 def flow(*, shift: float = 1.0, T: float = 1.0) -> Schedule:
     """Uniform steps on x_t = (1 - t/T) x0 + (t/T) eps, from pure noise, shifted towards the noise by `shift`.
 
-    t/T -> shift * t / (1 + (shift - 1) t), which multiplies sigma / alpha by shift (SD3, arXiv:2403.03206, equation 23).
+    With u = t/T, u -> shift * u / (1 + (shift - 1) u), which multiplies sigma / alpha by shift (SD3, arXiv:2403.03206,
+    equation 23).
     See `resolution_shift` for a shift that depends on the image size.
     """
     if not (math.isfinite(shift) and shift > 0):
@@ -235,7 +238,10 @@ def flow(*, shift: float = 1.0, T: float = 1.0) -> Schedule:
 def resolution_shift(
     tokens: int, *, base: float = 0.5, top: float = 1.15, base_tokens: int = 256, top_tokens: int = 4096
 ) -> float:
-    """The shift for an image of `tokens` latent patches: exp of a line through (base_tokens, base) and (top_tokens, top) (FLUX)."""
+    """The shift for an image of `tokens` latent patches (FLUX).
+
+    exp of the line through (base_tokens, base) and (top_tokens, top).
+    """
     if tokens < 1:
         raise ValueError(f"tokens must be positive, got {tokens}")
     return math.exp(base + (top - base) * (tokens - base_tokens) / (top_tokens - base_tokens))

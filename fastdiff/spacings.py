@@ -1,4 +1,4 @@
-"""Grids: where on a process a sampler stops. Timestep grids give training indices, ratio grids values of sigma / alpha."""
+"""Where on a process a sampler stops. Timestep grids give training indices, ratio grids values of sigma / alpha."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The samplers, by name. Each is a planner: levels, noisiest first, in; rows out. To add one, write it and name it here."""
+"""The samplers, by name. Each is a planner: levels in, noisiest first, rows out. To add one, write it, name it here."""
 
 from __future__ import annotations
 

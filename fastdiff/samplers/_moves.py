@@ -1,4 +1,4 @@
-"""The moves all planners share: one first-order step, added noise, coordinates, and integrals of interpolating polynomials."""
+"""What planners share: the first-order step, fresh noise, coordinates, integrals of interpolating polynomials."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from fastdiff.plan import Row
 
 P = ParamSpec("P")
 Levels = Sequence[Level]
+Weight: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 SamplerRows = Callable[Concatenate[Levels, P], Iterable[Row]]
 
 
@@ -45,7 +46,7 @@ def first_order(start: Level, to: Level, eta: float = 0.0, s_noise: float = 1.0)
 
 
 def in_linear_coordinates(planner: SamplerRows[P]) -> Callable[Concatenate[Levels, P], Iterator[Row]]:
-    """Lets a planner write its weights for x / scale, where the ODE is dx/ds = (x - denoised) / s; see fastdiff.levels."""
+    """Lets a planner write its weights for x / scale, where the ODE is dx/ds = (x - denoised) / s (fastdiff.levels)."""
 
     @functools.wraps(planner)
     def rescaled(levels: Levels, *args: P.args, **kwargs: P.kwargs) -> Iterator[Row]:
@@ -63,7 +64,7 @@ def in_linear_coordinates(planner: SamplerRows[P]) -> Callable[Concatenate[Level
             )
             anchor = up if row.accept else anchor
 
-    return rescaled
+    return rescaled  # type: ignore[return-value]  # wraps() hides that it is a plain function
 
 
 @functools.cache
@@ -72,10 +73,7 @@ def _gauss_legendre(points: int) -> tuple[NDArray[np.float64], NDArray[np.float6
 
 
 def lagrange_integrals(
-    nodes: Sequence[float],
-    low: float,
-    high: float,
-    weight: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+    nodes: Sequence[float], low: float, high: float, weight: Weight | None = None
 ) -> list[float]:
     """The integrals from low to high of weight(y) times each Lagrange polynomial on the nodes.
 
@@ -85,7 +83,10 @@ def lagrange_integrals(
     half = (high - low) / 2
     y = low + half * (points + 1)
     mass = half * masses * (1.0 if weight is None else weight(y))
-    return [
-        float(np.sum(mass * math.prod((y - other) / (node - other) for other in nodes if other != node)))
-        for node in nodes
-    ]
+
+    def basis(node: float) -> NDArray[np.float64]:
+        return math.prod(
+            ((y - other) / (node - other) for other in nodes if other != node), start=np.ones_like(y)
+        )
+
+    return [float(np.sum(mass * basis(node))) for node in nodes]

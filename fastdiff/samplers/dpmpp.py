@@ -13,7 +13,7 @@ from fastdiff.samplers.linear_multistep import check_order
 
 
 def _noisy_gains(a: Level, b: Level, h: float, eta: float) -> tuple[float, float, float]:
-    """Weights of x, denoised and noise of the first-order step of the SDE with noise eta (arXiv:2211.01095, appendix)."""
+    """Weights of x, denoised and noise of the first-order step of the SDE with noise eta (arXiv:2211.01095)."""
     spent = eta * h if eta else 0.0  # h is infinite from pure noise
     r = b.sigma / a.sigma * math.exp(-spent)
     return r, b.alpha - r * a.alpha, b.sigma * math.sqrt(-math.expm1(-2.0 * spent))
@@ -104,7 +104,7 @@ def dpmpp_sde(levels: Levels, *, eta: float = 1.0, s_noise: float = 1.0, r: floa
 
 
 def dpmpp_singlestep(levels: Levels, *, order: int = 3) -> Iterator[Row]:
-    """Groups of up to `order` steps that share a starting point, so that one call a step suffices (arXiv:2211.01095, 3S)."""
+    """Groups of up to `order` steps share a starting point, so that one call a step suffices (arXiv:2211.01095)."""
     check_order(order, 3)
     start = 0
     for size in _groups(len(levels) - 1, order, first_alone=not levels[0].alpha):

@@ -30,9 +30,11 @@ def slope(level: Level) -> tuple[float, float]:
     return 1.0 / level.s, -1.0 / level.s
 
 
-def adams(a: Level, b: Level, order: int, **fields: int) -> Row:
+def adams(a: Level, b: Level, order: int, *, forget: int = 0) -> Row:
     h = b.s - a.s
-    return Row(a, b, x=1.0, history=tuple(h * c for c in ADAMS_BASHFORTH[order]), value=slope(a), **fields)
+    return Row(
+        a, b, x=1.0, history=tuple(h * c for c in ADAMS_BASHFORTH[order]), value=slope(a), forget=forget
+    )
 
 
 @in_linear_coordinates
@@ -53,7 +55,7 @@ def ipndm(levels: Levels, *, order: int = 4) -> Iterator[Row]:
 
 @in_linear_coordinates
 def plms(levels: Levels) -> Iterator[Row]:
-    """Pseudo linear multistep: `ipndm` of order 4 after one improved-Euler step (arXiv:2202.09778, latent diffusion's form)."""
+    """`ipndm` of order 4 after one improved-Euler step (arXiv:2202.09778 in the form of latent diffusion)."""
     for i, (a, b) in enumerate(pairwise(levels)):
         if i == 0 and b.s:
             h = b.s - a.s
@@ -83,7 +85,7 @@ def _runge_kutta_4(a: Level, b: Level, forget: int) -> Iterator[Row]:
 
 
 def deis(levels: Levels, *, order: int = 3) -> Iterator[Row]:
-    """DEIS: the noise prediction as a polynomial in log(sigma / alpha), integrated exactly (arXiv:2204.13902, log-rho)."""
+    """DEIS: the noise prediction as a polynomial in log(sigma / alpha), integrated (arXiv:2204.13902, log-rho)."""
     check_order(order, 3)
     past: list[float] = []  # log(sigma / alpha) where the noise prediction is stored, newest first
     lost = 0
