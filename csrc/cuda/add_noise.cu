@@ -21,8 +21,7 @@ __device__ inline T mix(float alpha, T x0, float sigma, T noise) {
     return from_float<T>(fmaf(alpha, to_float(x0), sigma * to_float(noise)));
 }
 
-// Block (sample, tile) covers kThreads * kUnroll vectors of a sample; a sample's first block also does its
-// ends.
+// Block (sample, tile) covers kThreads * kUnroll vectors; a sample's first block also does its ends.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) add_noise_rows(const AddNoise args, const unsigned tiles) {
     using V = Vector<T>;

@@ -1,10 +1,10 @@
-// The CUDA library's only acquaintance with torch: fastdiff's operations on the CUDA key, through the stable
-// ABI. fastdiff/ops has checked everything by now (devices, dtypes, shapes) and made x0 and noise dense
-// alike.
+// All the CUDA library knows of torch: fastdiff's operations on the CUDA key, through the stable ABI.
+// fastdiff/ops has checked devices, dtypes and shapes, and made the images dense in one layout.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 

@@ -1,6 +1,5 @@
 // Included before a .cu file so that a C++ compiler makes a program of it that runs one thread after another.
-// Good for kernels whose threads do not talk to each other: the arithmetic and the indices are the kernel's
-// own.
+// Good for kernels whose threads do not talk to each other: arithmetic and indices are the kernel's own.
 #pragma once
 
 #include <cuda_runtime_api.h>
