@@ -2,7 +2,7 @@
 #include "launch.cuh"
 #include "vector.cuh"
 
-namespace fastdiff {
+namespace fastdiff::cuda {
 namespace {
 
 constexpr int kThreads = 256;
@@ -104,4 +104,4 @@ cudaError_t add_noise(const AddNoise& args, cudaStream_t stream) {
     return cudaErrorInvalidValue;
 }
 
-}  // namespace fastdiff
+}  // namespace fastdiff::cuda

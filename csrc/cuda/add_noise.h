@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace fastdiff {
+namespace fastdiff::cuda {
 
 enum class Element { kFloat32, kFloat16, kBfloat16 };
 
@@ -31,4 +31,4 @@ struct AddNoise {
 // Returns what the launch reported; a batch or a sample of no elements launches nothing.
 cudaError_t add_noise(const AddNoise& args, cudaStream_t stream);
 
-}  // namespace fastdiff
+}  // namespace fastdiff::cuda

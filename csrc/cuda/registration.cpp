@@ -10,7 +10,7 @@
 
 #include "add_noise.h"
 
-namespace fastdiff {
+namespace fastdiff::cuda {
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -61,4 +61,4 @@ Tensor add_noise_cuda(const Tensor& x0, const Tensor& noise, const Tensor& alpha
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CUDA, m) { m.impl("add_noise", TORCH_BOX(&add_noise_cuda)); }
 
 }  // namespace
-}  // namespace fastdiff
+}  // namespace fastdiff::cuda

@@ -9,7 +9,7 @@
     #define FASTDIFF_HOST_DEVICE
 #endif
 
-namespace fastdiff {
+namespace fastdiff::cuda {
 
 constexpr int kVectorBytes = 16;
 
@@ -39,4 +39,4 @@ inline bool same_phase(const void* a, const void* b, const void* c) {
 
 FASTDIFF_HOST_DEVICE inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-}  // namespace fastdiff
+}  // namespace fastdiff::cuda

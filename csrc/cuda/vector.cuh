@@ -7,7 +7,7 @@
 
 #include "row_split.h"
 
-namespace fastdiff {
+namespace fastdiff::cuda {
 
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(__half x) { return __half2float(x); }
@@ -35,4 +35,4 @@ struct alignas(kVectorBytes) Vector {
     T lane[kLanes];
 };
 
-}  // namespace fastdiff
+}  // namespace fastdiff::cuda

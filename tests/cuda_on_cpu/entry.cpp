@@ -18,7 +18,7 @@ EXPORT int emulated_add_noise(
     void* out, const void* x0, const void* noise, const void* alpha, const void* sigma, int64_t alpha_stride,
     int64_t sigma_stride, bool alpha_is_double, bool sigma_is_double, int64_t batch, int64_t inner,
     int element) {
-    fastdiff::AddNoise args;
+    fastdiff::cuda::AddNoise args;
     args.out = out;
     args.x0 = x0;
     args.noise = noise;
@@ -26,8 +26,8 @@ EXPORT int emulated_add_noise(
     args.sigma = {sigma, sigma_stride, sigma_is_double};
     args.batch = batch;
     args.inner = inner;
-    args.element = static_cast<fastdiff::Element>(element);
-    return fastdiff::add_noise(args, nullptr);
+    args.element = static_cast<fastdiff::cuda::Element>(element);
+    return fastdiff::cuda::add_noise(args, nullptr);
 }
 
 EXPORT AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
