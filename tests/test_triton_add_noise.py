@@ -15,6 +15,7 @@ import torch
 from add_noise_cases import CASES, DTYPES, check_repeatable, check_specials, check_values, make
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
+from fastdiff import backend, ops  # noqa: E402
 from fastdiff.kernels import add_noise as kernel  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -72,8 +73,6 @@ def test_device_repeatable(device: str) -> None:
 
 def test_device_through_the_op(device: str) -> None:
     """The op's door finds the kernel when the backend is triton, and its gradients go through it."""
-    from fastdiff import backend, ops
-
     x0, noise, alpha, sigma = make(CASES["latents"], torch.float32, device)
     x0.requires_grad_()
     with backend.use("triton"):
@@ -82,6 +81,11 @@ def test_device_through_the_op(device: str) -> None:
     assert torch.equal(out, kernel.launch(x0.detach(), noise, alpha, sigma))
     out.sum().backward()
     assert torch.equal(x0.grad, alpha.reshape(-1, 1, 1, 1).expand_as(x0))
+
+
+def test_device_opcheck(device: str) -> None:
+    inputs = [t.requires_grad_() for t in make(CASES["channels_last"], torch.float32, device)]
+    torch.library.opcheck(torch.ops.fastdiff.add_noise.triton, tuple(inputs))
 
 
 def compiled(arch: int, dtype: torch.dtype, *, aligned: bool, weights: torch.dtype = torch.float32) -> Any:
