@@ -1,0 +1,233 @@
+// Statistics: each block of 4096 elements (in cache) gets its mean, then its squared deviations from that mean, and the
+// blocks are merged in float64 by Chan's formula. Never E[x^2] - E[x]^2: at mean 1000 it would lose the variance.
+#pragma once
+
+#include "vector.h"
+
+namespace fastdiff {
+namespace FASTDIFF_LEVEL {
+
+struct Moments {
+    double count = 0, mean = 0, squares = 0;  // squares: sum of squared deviations from the mean
+
+    void merge(double n, double m, double s) {
+        const double total = count + n, delta = m - mean;
+        mean += delta * (n / total);
+        squares += s + delta * delta * (count * n / total);
+        count = total;
+    }
+};
+
+template <class T>
+Moments block_moments(const T* p, int64_t size) {
+    Tile total = {};
+    for_tiles(0, size, [&](auto whole, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
+        const Tile x = load_tile<decltype(whole)::value>(p + i, count);  // past the end: 0
+        for (int j = 0; j < kUnroll; ++j) total.v[j] += x.v[j];
+    });
+    const float mean = sum((total.v[0] + total.v[1]) + (total.v[2] + total.v[3])) / size;
+    Tile first = {}, second = {};
+    for_tiles(0, size, [&](auto whole, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
+        Tile x = load_tile<decltype(whole)::value>(p + i, count);
+        if constexpr (!decltype(whole)::value) {  // past the end: the mean, which deviates by 0
+            float padded[kTile];
+            store_tile<true>(padded, x, kTile);
+            for (int64_t e = count; e < kTile; ++e) padded[e] = mean;
+            x = load_tile<true>(padded, kTile);
+        }
+        for (int j = 0; j < kUnroll; ++j) {
+            const Floats d = x.v[j] - mean;
+            first.v[j] += d;
+            second.v[j] += d * d;
+        }
+    });
+    // The deviations' own sum corrects what rounding took from the mean.
+    const double rest = sum((first.v[0] + first.v[1]) + (first.v[2] + first.v[3]));
+    const double squares = sum((second.v[0] + second.v[1]) + (second.v[2] + second.v[3]));
+    Moments m;
+    m.count = size;
+    m.mean = mean + rest / size;
+    m.squares = squares - rest * rest / size;
+    return m;
+}
+
+FASTDIFF_INLINE float affine(const void* p, Dtype dtype, int64_t channel, float missing) {
+    if (!p) return missing;
+    switch (dtype) {
+        case Dtype::f32: return static_cast<const float*>(p)[channel];
+        case Dtype::f16: return widen(Shorts{} + static_cast<const Half*>(p)[channel].bits, Half{})[0];
+        default: return widen(Shorts{} + static_cast<const Bfloat*>(p)[channel].bits, Bfloat{})[0];
+    }
+}
+
+// y = silu((x - mean)*scale + shift): mean is rounded to float32, and shift makes up for it.
+struct Affine {
+    float mean, scale, shift;
+
+    Affine(const GroupNormSilu& args, double exact_mean, double rstd, int64_t channel) {
+        mean = static_cast<float>(exact_mean);
+        scale = static_cast<float>(rstd * affine(args.weight, args.weight_dtype, channel, 1.0f));
+        shift = static_cast<float>(
+            affine(args.bias, args.bias_dtype, channel, 0.0f) - (exact_mean - mean) * scale);
+    }
+};
+
+FASTDIFF_INLINE double finish(const GroupNormSilu& args, const Moments& m, int64_t group) {
+    const double rstd = 1.0 / __builtin_sqrt(m.squares / m.count + args.eps);
+    args.mean[group] = static_cast<float>(m.mean);
+    args.rstd[group] = static_cast<float>(rstd);
+    return rstd;
+}
+
+template <class T>
+void group_norm_silu_of(const GroupNormSilu& args, int64_t begin, int64_t end) {
+    constexpr int64_t kBlock = 4096;
+    const int64_t per_group = args.channels / args.groups, size = per_group * args.size;
+    for (int64_t group = begin; group < end; ++group) {
+        const T* x = static_cast<const T*>(args.x) + group * size;
+        T* y = static_cast<T*>(args.y) + group * size;
+        Moments m;
+        for (int64_t i = 0; i < size; i += kBlock) {
+            const Moments block = block_moments(x + i, size - i < kBlock ? size - i : kBlock);
+            m.merge(block.count, block.mean, block.squares);
+        }
+        const double rstd = finish(args, m, group);
+        for (int64_t c = 0; c < per_group; ++c) {
+            const Affine f(args, m.mean, rstd, group % args.groups * per_group + c);
+            for_tiles(
+                c * args.size, (c + 1) * args.size,
+                [&](auto whole, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
+                    Tile t = load_tile<decltype(whole)::value>(x + i, count);
+                    for (int j = 0; j < kUnroll; ++j) t.v[j] = silu((t.v[j] - f.mean) * f.scale + f.shift);
+                    store_tile<decltype(whole)::value>(y + i, t, count);
+                });
+        }
+    }
+}
+
+// --- channels last: moments of each channel over a chunk of pixels, then of each group, then the values ---
+
+template <bool whole, class T>
+FASTDIFF_INLINE void column_moments(
+    const T* x, int64_t stride, int64_t rows, double before, double* mean, double* squares, int64_t count) {
+    Tile total = {}, first = {}, second = {};
+    for (int64_t r = 0; r < rows; ++r) {
+        const Tile t = load_tile<whole>(x + r * stride, count);
+        for (int j = 0; j < kUnroll; ++j) total.v[j] += t.v[j];
+    }
+    for (int j = 0; j < kUnroll; ++j) total.v[j] /= static_cast<float>(rows);
+    for (int64_t r = 0; r < rows; ++r) {
+        const Tile t = load_tile<whole>(x + r * stride, count);
+        for (int j = 0; j < kUnroll; ++j) {
+            const Floats d = t.v[j] - total.v[j];
+            first.v[j] += d;
+            second.v[j] += d * d;
+        }
+    }
+    float means[kTile], rests[kTile], sums[kTile];
+    store_tile<true>(means, total, kTile);
+    store_tile<true>(rests, first, kTile);
+    store_tile<true>(sums, second, kTile);
+    const double n = rows, all = before + n;
+    for (int64_t c = 0; c < count; ++c) {
+        const double rest = rests[c], m = means[c] + rest / n, delta = m - mean[c];
+        mean[c] += delta * (n / all);
+        squares[c] += sums[c] - rest * rest / n + delta * delta * (before * n / all);
+    }
+}
+
+template <class T>
+void moments_of(const GroupNormSilu& args, int64_t begin, int64_t end) {
+    constexpr int64_t kRows = 64;
+    const int64_t channels = args.channels;
+    for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t sample = unit / args.chunks, from = unit % args.chunks * args.chunk;
+        const int64_t to = from + args.chunk < args.size ? from + args.chunk : args.size;
+        const T* x = static_cast<const T*>(args.x) + sample * args.size * channels;
+        double* mean = args.moments + unit * 2 * channels;
+        double* squares = mean + channels;
+        for (int64_t c = 0; c < 2 * channels; ++c) mean[c] = 0;
+        for (int64_t row = from; row < to; row += kRows) {
+            const int64_t rows = to - row < kRows ? to - row : kRows;
+            for_tiles(0, channels, [&](auto whole, int64_t c, int64_t count) FASTDIFF_INLINE_LAMBDA {
+                column_moments<decltype(whole)::value>(
+                    x + row * channels + c, channels, rows, static_cast<double>(row - from), mean + c,
+                    squares + c, count);
+            });
+        }
+    }
+}
+
+void channels_last_moments(const GroupNormSilu& args, int64_t begin, int64_t end) {
+    switch (args.dtype) {
+        case Dtype::f32: return moments_of<float>(args, begin, end);
+        case Dtype::f16: return moments_of<Half>(args, begin, end);
+        case Dtype::bf16: return moments_of<Bfloat>(args, begin, end);
+    }
+}
+
+void channels_last_groups(const GroupNormSilu& args, int64_t begin, int64_t end) {
+    const int64_t channels = args.channels, per_group = channels / args.groups;
+    for (int64_t group = begin; group < end; ++group) {
+        const int64_t sample = group / args.groups, first = group % args.groups * per_group;
+        Moments m;
+        for (int64_t chunk = 0; chunk < args.chunks; ++chunk) {
+            const double* mean = args.moments + (sample * args.chunks + chunk) * 2 * channels;
+            const int64_t rest = args.size - chunk * args.chunk;
+            const double pixels = static_cast<double>(rest < args.chunk ? rest : args.chunk);
+            for (int64_t c = first; c < first + per_group; ++c) m.merge(pixels, mean[c], mean[channels + c]);
+        }
+        const double rstd = finish(args, m, group);
+        float* out = args.normalise + sample * 3 * channels;
+        for (int64_t c = first; c < first + per_group; ++c) {
+            const Affine f(args, m.mean, rstd, c);
+            out[c] = f.mean;
+            out[channels + c] = f.scale;
+            out[2 * channels + c] = f.shift;
+        }
+    }
+}
+
+template <class T>
+void apply_of(const GroupNormSilu& args, int64_t begin, int64_t end) {
+    const int64_t channels = args.channels;
+    for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t sample = unit / args.chunks, from = unit % args.chunks * args.chunk;
+        const int64_t to = from + args.chunk < args.size ? from + args.chunk : args.size;
+        const float* mean = args.normalise + sample * 3 * channels;
+        for (int64_t row = from; row < to; ++row) {
+            const int64_t offset = (sample * args.size + row) * channels;
+            const T* x = static_cast<const T*>(args.x) + offset;
+            T* y = static_cast<T*>(args.y) + offset;
+            for_tiles(0, channels, [&](auto whole, int64_t c, int64_t count) FASTDIFF_INLINE_LAMBDA {
+                constexpr bool all = decltype(whole)::value;
+                Tile t = load_tile<all>(x + c, count);
+                const Tile center = load_tile<all>(mean + c, count);
+                const Tile scale = load_tile<all>(mean + channels + c, count);
+                const Tile shift = load_tile<all>(mean + 2 * channels + c, count);
+                for (int j = 0; j < kUnroll; ++j)
+                    t.v[j] = silu((t.v[j] - center.v[j]) * scale.v[j] + shift.v[j]);
+                store_tile<all>(y + c, t, count);
+            });
+        }
+    }
+}
+
+void channels_last_apply(const GroupNormSilu& args, int64_t begin, int64_t end) {
+    switch (args.dtype) {
+        case Dtype::f32: return apply_of<float>(args, begin, end);
+        case Dtype::f16: return apply_of<Half>(args, begin, end);
+        case Dtype::bf16: return apply_of<Bfloat>(args, begin, end);
+    }
+}
+
+void group_norm_silu(const GroupNormSilu& args, int64_t begin, int64_t end) {
+    switch (args.dtype) {
+        case Dtype::f32: return group_norm_silu_of<float>(args, begin, end);
+        case Dtype::f16: return group_norm_silu_of<Half>(args, begin, end);
+        case Dtype::bf16: return group_norm_silu_of<Bfloat>(args, begin, end);
+    }
+}
+
+}  // namespace FASTDIFF_LEVEL
+}  // namespace fastdiff

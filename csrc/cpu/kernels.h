@@ -1,0 +1,84 @@
+// What the CPU kernels take: plain pointers and sizes, no torch. Every level (instruction set) fills one table of
+// these functions from the same source; levels.cpp picks the table once, at run time.
+#pragma once
+
+#include <cstdint>
+
+namespace fastdiff {
+
+enum class Dtype : int { f32, f16, bf16 };
+
+// out = alpha*x0 + sigma*noise over dense memory of `batch` samples. alpha_step, sigma_step: 1 for one value a sample,
+// 0 for one value for all.
+struct AddNoise {
+    const void* x0;
+    const void* noise;
+    void* out;
+    Dtype dtype;
+    const float* alpha;
+    const float* sigma;
+    int64_t alpha_step, sigma_step;
+    int64_t sample_size;
+};
+
+// One row of a plan over dense memory, read and written element by element. A pointer is null where the row does not
+// read or write that tensor; x_next may be x, and value may be one of the h (each element is read before it is written).
+struct SolverStep {
+    float p, q, lo, hi, u, w, a, b, c0, c1, c2, c3, n, k, g, g_uncond;
+    const float* x;
+    const void* output;
+    const void* uncond;
+    const float* anchor;
+    const float* h1;
+    const float* h2;
+    const float* h3;
+    const float* noise;
+    const float* bound;  // [B]
+    const float* gain;   // [B]
+    float* x_next;
+    float* value;
+    float* anchor_next;
+    void* input;
+    void* input_twin;  // the second half of a doubled batch
+    Dtype output_dtype;
+    Dtype input_dtype;
+    bool call;
+    bool clamps;  // lo or hi is finite
+    int64_t sample_size;
+};
+
+// y = silu((x - mean)*rstd*weight + bias). x, y: [batch, channels, size], or [batch, size, channels] if channels_last.
+struct GroupNormSilu {
+    const void* x;
+    void* y;
+    Dtype dtype;
+    const void* weight;
+    const void* bias;
+    Dtype weight_dtype;
+    Dtype bias_dtype;
+    double eps;
+    int64_t batch, channels, groups, size;
+    float* mean;  // [batch, groups]
+    float* rstd;
+    // channels_last only
+    int64_t chunk;     // pixels a chunk
+    int64_t chunks;    // chunks a sample
+    double* moments;   // [batch, chunks, 2, channels]: mean, sum of squared deviations
+    float* normalise;  // [batch, 3, channels]: mean, scale, shift
+};
+
+// Each works on the half-open range [begin, end) of what it is parallel over.
+struct Kernels {
+    const char* name;
+    void (*add_noise)(const AddNoise&, int64_t begin, int64_t end);     // elements
+    void (*solver_step)(const SolverStep&, int64_t begin, int64_t end);  // elements
+    void (*group_norm_silu)(const GroupNormSilu&, int64_t begin, int64_t end);  // (sample, group)
+    void (*channels_last_moments)(const GroupNormSilu&, int64_t begin, int64_t end);  // (sample, chunk)
+    void (*channels_last_groups)(const GroupNormSilu&, int64_t begin, int64_t end);  // (sample, group)
+    void (*channels_last_apply)(const GroupNormSilu&, int64_t begin, int64_t end);  // (sample, chunk)
+};
+
+// The table in use: the widest level that this processor has, unless FASTDIFF_ISA or fastdiff_set_isa says otherwise.
+const Kernels& kernels();
+
+}  // namespace fastdiff

@@ -1,0 +1,113 @@
+// The CPU kernels' place in PyTorch, through the LibTorch stable ABI: one library serves torch 2.10 and every later one.
+// The schemas are defined in fastdiff/ops.
+#include "tensors.h"
+
+namespace fastdiff {
+
+std::tuple<Tensor, Tensor, Tensor> solver_step(
+    const Tensor& x, const Maybe& output, const Tensor& table, const Tensor& index, const Maybe& uncond,
+    const Maybe& anchor, const Maybe& h1, const Maybe& h2, const Maybe& h3, const Maybe& noise, const Maybe& bound,
+    const Maybe& gain, ScalarType input_dtype, bool doubled);
+void solver_step_inplace(
+    const Tensor& x, const Maybe& output, const Tensor& table, const Tensor& index, const Maybe& uncond,
+    const Maybe& anchor, const Maybe& history, const Maybe& noise, const Maybe& bound, const Maybe& gain,
+    const Maybe& input);
+
+namespace {
+
+Tensor add_noise(const Tensor& x0, const Tensor& noise, const Tensor& alpha, const Tensor& sigma) {
+    const int64_t batch = size_of(x0);
+    require(is_dense(x0) && same_layout(x0, noise), "x0 and noise must be dense and laid out alike");
+    require(x0.scalar_type() == noise.scalar_type(), "x0 and noise must have one dtype");
+    for (const Tensor* t : {&alpha, &sigma})
+        require(
+            t->scalar_type() == ScalarType::Float && t->is_cpu() && t->is_contiguous() &&
+                (t->numel() == 1 || t->numel() == batch),
+            "alpha and sigma must be float32, one value or one a sample");
+    Tensor out = torch::stable::empty_like(x0);
+    const int64_t numel = x0.numel();
+    if (numel == 0) return out;
+    const AddNoise args = {
+        x0.data_ptr(),
+        noise.data_ptr(),
+        out.data_ptr(),
+        dtype_of(x0),
+        static_cast<const float*>(alpha.data_ptr()),
+        static_cast<const float*>(sigma.data_ptr()),
+        alpha.numel() == 1 ? 0 : 1,
+        sigma.numel() == 1 ? 0 : 1,
+        numel / batch,
+    };
+    const auto kernel = kernels().add_noise;
+    run_parallel(numel, 1024, 32768, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+    return out;
+}
+
+const void* affine(const Maybe& t, int64_t channels, Dtype& dtype) {
+    if (!t.has_value()) return nullptr;
+    require(t->is_cpu() && t->is_contiguous() && t->numel() == channels, "weight and bias must hold one value a channel");
+    dtype = dtype_of(*t);
+    return t->data_ptr();
+}
+
+// The normalisation of a channels-last tensor: its statistics need all pixels of a group, which lie far apart.
+void run_channels_last(GroupNormSilu args) {
+    const int64_t batch = args.batch, channels = args.channels;
+    args.chunk = std::max<int64_t>(64, std::min<int64_t>(args.size, 32768 / std::max<int64_t>(channels, 1)));
+    args.chunks = (args.size + args.chunk - 1) / args.chunk;
+    std::vector<double> moments(batch * args.chunks * 2 * channels);
+    std::vector<float> normalise(batch * 3 * channels);
+    args.moments = moments.data();
+    args.normalise = normalise.data();
+    const Kernels& k = kernels();
+    const int64_t units = batch * args.chunks, per_unit = std::max<int64_t>(args.chunk * channels, 1);
+    const int64_t grain = std::max<int64_t>(16384 / per_unit, 1);
+    run_parallel(units, 1, grain, [&](int64_t begin, int64_t end) { k.channels_last_moments(args, begin, end); });
+    k.channels_last_groups(args, 0, batch * args.groups);
+    run_parallel(units, 1, grain, [&](int64_t begin, int64_t end) { k.channels_last_apply(args, begin, end); });
+}
+
+std::tuple<Tensor, Tensor, Tensor> group_norm_silu(
+    const Tensor& x, int64_t groups, const Maybe& weight, const Maybe& bias, double eps) {
+    require(x.dim() >= 2 && groups > 0 && x.size(1) % groups == 0, "x must be [B, C, ...], C divisible by num_groups");
+    const int64_t batch = x.size(0), channels = x.size(1), numel = x.numel();
+    Tensor y = torch::stable::empty_like(x);
+    const std::vector<int64_t> shape = {batch, groups};
+    Tensor mean = torch::stable::new_empty(x, shape, ScalarType::Float);
+    Tensor rstd = torch::stable::new_empty(x, shape, ScalarType::Float);
+    if (numel == 0) {
+        torch::stable::zero_(mean);
+        torch::stable::zero_(rstd);
+        return {y, mean, rstd};
+    }
+    GroupNormSilu args = {};
+    args.x = x.data_ptr();
+    args.y = y.data_ptr();
+    args.dtype = dtype_of(x);
+    args.weight = affine(weight, channels, args.weight_dtype);
+    args.bias = affine(bias, channels, args.bias_dtype);
+    args.eps = eps;
+    args.batch = batch, args.channels = channels, args.groups = groups, args.size = numel / (batch * channels);
+    args.mean = static_cast<float*>(mean.data_ptr());
+    args.rstd = static_cast<float*>(rstd.data_ptr());
+    const bool contiguous = x.is_contiguous();
+    require(contiguous || (is_dense(x) && x.stride(1) == 1), "x must be contiguous or channels-last");
+    if (contiguous && args.size > 1) {
+        const int64_t per_group = numel / (batch * groups), grain = std::max<int64_t>(16384 / per_group, 1);
+        const auto kernel = kernels().group_norm_silu;
+        run_parallel(batch * groups, 1, grain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+    } else {
+        run_channels_last(args);
+    }
+    return {y, mean, rstd};
+}
+
+}  // namespace
+}  // namespace fastdiff
+
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
+    library.impl("add_noise", TORCH_BOX(&fastdiff::add_noise));
+    library.impl("group_norm_silu", TORCH_BOX(&fastdiff::group_norm_silu));
+    library.impl("solver_step", TORCH_BOX(&fastdiff::solver_step));
+    library.impl("solver_step_", TORCH_BOX(&fastdiff::solver_step_inplace));
+}

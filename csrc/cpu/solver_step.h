@@ -1,0 +1,110 @@
+#pragma once
+
+#include "vector.h"
+
+namespace fastdiff {
+namespace FASTDIFF_LEVEL {
+
+FASTDIFF_INLINE void add(Tile& total, float weight, const Tile& term) {
+    for (int j = 0; j < kUnroll; ++j) total.v[j] += weight * term.v[j];
+}
+
+FASTDIFF_INLINE void clamp(Tile& data, float lo, float hi) {  // NaN stays NaN
+    const Floats low = splat(lo), high = splat(hi);
+    for (int j = 0; j < kUnroll; ++j) {
+        data.v[j] = select(data.v[j] < low, low, data.v[j]);
+        data.v[j] = select(data.v[j] > high, high, data.v[j]);
+    }
+}
+
+template <bool whole, class Output>
+FASTDIFF_INLINE Tile denoised(const SolverStep& s, const Tile& x, int64_t i, int64_t count) {
+    Tile data = {};
+    if (s.output) add(data, s.g, load_tile<whole>(static_cast<const Output*>(s.output) + i, count));
+    if (s.uncond) add(data, s.g_uncond, load_tile<whole>(static_cast<const Output*>(s.uncond) + i, count));
+    if (s.output || s.uncond)
+        for (int j = 0; j < kUnroll; ++j) data.v[j] *= s.q;
+    if (s.p != 0) add(data, s.p, x);
+    if (s.clamps) clamp(data, s.lo, s.hi);
+    if (s.bound)
+        for (int j = 0; j < kUnroll; ++j) data.v[j] /= s.hi;
+    return data;
+}
+
+// Every read of an element comes before its first write: x_next may be x, and value may be a slot of the history.
+template <bool whole, class Output, class Input>
+FASTDIFF_INLINE void step_tile(const SolverStep& s, int64_t i, int64_t count) {
+    const Tile x = load_tile<whole>(s.x + i, count);
+    Tile next = {}, value = {};
+    if (s.a != 0) add(next, s.a, x);
+    if (s.anchor) add(next, s.b, load_tile<whole>(s.anchor + i, count));
+    if (s.h1) add(next, s.c1, load_tile<whole>(s.h1 + i, count));
+    if (s.h2) add(next, s.c2, load_tile<whole>(s.h2 + i, count));
+    if (s.h3) add(next, s.c3, load_tile<whole>(s.h3 + i, count));
+    if (s.noise) add(next, s.n, load_tile<whole>(s.noise + i, count));
+    if (s.call) {
+        if (s.w != 0) add(value, s.w, denoised<whole, Output>(s, x, i, count));
+        if (s.u != 0) add(value, s.u, x);
+        if (s.c0 != 0) add(next, s.c0, value);
+        if (s.value) store_tile<whole>(s.value + i, value, count);
+    }
+    store_tile<whole>(s.x_next + i, next, count);
+    if (s.anchor_next) store_tile<whole>(s.anchor_next + i, next, count);
+    if (!s.input) return;
+    for (int j = 0; j < kUnroll; ++j) next.v[j] *= s.k;
+    store_tile<whole>(static_cast<Input*>(s.input) + i, next, count);
+    if (s.input_twin) store_tile<whole>(static_cast<Input*>(s.input_twin) + i, next, count);
+}
+
+template <class Output, class Input>
+void step_range(const SolverStep& args, int64_t begin, int64_t end) {
+    const SolverStep s = args;  // a local copy: stores through float* cannot alias it
+    for_tiles(begin, end, [&](auto whole, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
+        step_tile<decltype(whole)::value, Output, Input>(s, i, count);
+    });
+}
+
+template <class Output>
+void step_range(const SolverStep& args, int64_t begin, int64_t end) {
+    switch (args.input_dtype) {
+        case Dtype::f32: return step_range<Output, float>(args, begin, end);
+        case Dtype::f16: return step_range<Output, Half>(args, begin, end);
+        case Dtype::bf16: return step_range<Output, Bfloat>(args, begin, end);
+    }
+}
+
+void step_dtypes(const SolverStep& args, int64_t begin, int64_t end) {
+    switch (args.output_dtype) {
+        case Dtype::f32: return step_range<float>(args, begin, end);
+        case Dtype::f16: return step_range<Half>(args, begin, end);
+        case Dtype::bf16: return step_range<Bfloat>(args, begin, end);
+    }
+}
+
+// The row with one sample's gain and bound in place of the common ones.
+SolverStep for_sample(SolverStep args, int64_t sample) {
+    if (args.gain) {
+        args.g *= args.gain[sample];
+        args.g_uncond *= args.gain[sample];
+    }
+    if (args.bound) {
+        args.hi = args.bound[sample];
+        args.lo = -args.hi;
+        args.clamps = true;
+    }
+    return args;
+}
+
+void solver_step(const SolverStep& args, int64_t begin, int64_t end) {
+    if (!args.gain && !args.bound) return step_dtypes(args, begin, end);
+    while (begin < end) {
+        const int64_t sample = begin / args.sample_size;
+        const int64_t next = (sample + 1) * args.sample_size;
+        const int64_t stop = next < end ? next : end;
+        step_dtypes(for_sample(args, sample), begin, stop);
+        begin = stop;
+    }
+}
+
+}  // namespace FASTDIFF_LEVEL
+}  // namespace fastdiff
