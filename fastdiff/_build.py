@@ -37,6 +37,7 @@ X86_LEVELS = {
     ],
 }  # fmt: skip
 CUDA_ARCHITECTURES = ("80", "90")
+"""Machine code for these; PTX of the last, which the driver compiles for GPUs newer than it."""
 
 
 class BuildFailed(RuntimeError):
@@ -136,28 +137,28 @@ def cuda_units(folder: Path, torch: Torch, compiler: str) -> list[Unit]:
     nvcc = find_nvcc()
     if nvcc is None:
         raise BuildFailed("nvcc not found: install the CUDA toolkit, or set CUDA_HOME")
-    includes = ["-isystem", str(Path(nvcc).resolve().parents[1] / "include")]
-    architectures = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
-    device = (nvcc, "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-ccbin", compiler, *architectures)
-    host = (compiler, *COMMON, "-O2", *ABI, "-DUSE_CUDA", *torch.includes, *includes)
+    newest = CUDA_ARCHITECTURES[-1]
+    targets = [*((a, f"sm_{a}") for a in CUDA_ARCHITECTURES), (newest, f"compute_{newest}")]
+    architectures = [f"-gencode=arch=compute_{arch},code={code}" for arch, code in targets]
+    # nvcc compiles the registration too, and links: it alone knows where its headers and libraries are, since the
+    # nvcc on the path may be a script that calls the real one
+    base = (nvcc, "-std=c++17", "-ccbin", compiler)
+    device = (*base, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", *architectures)
+    host = (*base, "-O2", f"-Xcompiler={','.join(COMMON[1:])}", *ABI, "-DUSE_CUDA", *torch.includes)
     return [
         *(Unit(source, source.stem, device) for source in sorted(folder.glob("*.cu"))),
         *(Unit(source, f"{source.stem}_host", host) for source in sorted(folder.glob("*.cpp"))),
     ]
 
 
-def link_flags(target: str, torch: Torch) -> list[str]:
-    """Links against torch's own libraries, which are loaded already when ours is."""
-    libraries = torch.root / "lib"
-    flags = ["-shared", f"-L{libraries}", "-ltorch_cpu"]
-    if sys.platform == "darwin":
-        return [*flags, "-undefined", "dynamic_lookup"]
-    if target == "cuda":
-        nvcc = find_nvcc() or "nvcc"
-        home = Path(nvcc).resolve().parents[1]
-        flags += [f"-L{home / 'lib64'}", f"-L{home / 'lib'}", "-lcudart_static", "-lpthread", "-ldl", "-lrt"]
+def linker(target: str, torch: Torch) -> list[str]:
+    """The command that links against torch's own libraries, which are loaded already when ours is."""
+    compiler = find_compiler() or ""
+    flags = ["-shared", f"-L{torch.root / 'lib'}", "-ltorch_cpu"]
+    if target == "cuda":  # with the CUDA runtime inside, which is nvcc's default
         flags += ["-ltorch_cuda"] if torch.has_cuda else []
-    return flags
+        return [find_nvcc() or "nvcc", "-ccbin", compiler, *flags]
+    return [compiler, *flags, *(["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else [])]
 
 
 def library_name(target: str, root: Path, torch: Torch) -> str:
@@ -180,8 +181,7 @@ def build(target: str, folder: Path, *, jobs: int | None = None) -> Path:
         raise BuildFailed("the native code is built with g++ or clang++ on Linux and macOS only")
     parts = units(target, root, torch)
     path = folder / library_name(target, root, torch)
-    link = [find_compiler() or "", *link_flags(target, torch)]
-    compile_and_link(parts, link, path, jobs or int(os.environ.get("MAX_JOBS") or 2))
+    compile_and_link(parts, linker(target, torch), path, jobs or int(os.environ.get("MAX_JOBS") or 2))
     return path
 
 
