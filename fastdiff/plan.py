@@ -197,7 +197,9 @@ def _slots(rows: Sequence[Row]) -> list[int]:
 
 
 def _ring(rows: Sequence[Row], slots: Sequence[int]) -> int:
-    """The smallest ring in which no value that is still to be read is overwritten."""
+    """The smallest ring in which no value that is still to be read is overwritten; 0 if none is read back."""
+    if not any(any(row.history[1:]) for row in rows):
+        return 0
 
     def fits(size: int) -> bool:
         held: dict[int, int] = {}
@@ -209,7 +211,7 @@ def _ring(rows: Sequence[Row], slots: Sequence[int]) -> int:
                 held[slot % size] = slot
         return True
 
-    return next(size for size in range(1, len(rows) + 2) if fits(size)) if rows else 1
+    return next(size for size in range(1, len(rows) + 1) if fits(size))
 
 
 def _check(rows: Sequence[Row], levels: Sequence[Level]) -> None:

@@ -176,7 +176,7 @@ def _training_steps(T: int) -> int:
 def _from_betas(betas: NDArray[np.float64], spacing: str, offset: int, zero_snr: bool) -> Schedule:
     if not (np.isfinite(betas).all() and (betas > 0).all() and (betas < 1).all()):
         raise ValueError("betas must lie strictly between 0 and 1: check start and end")
-    products: NDArray[np.float64] = np.cumprod(1.0 - betas)
+    products: NDArray[np.float64] = np.cumprod(1.0 - betas, dtype=np.float64)
     return from_alphas_cumprod(products, spacing=spacing, offset=offset, zero_snr=zero_snr)
 
 

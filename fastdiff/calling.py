@@ -1,0 +1,83 @@
+"""How the executor calls a model: times, conditioning, and the two branches of classifier-free guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.guidance import Guidance
+from fastdiff.plan import Plan
+
+Model = Callable[..., Tensor]
+
+
+class Caller:
+    """One run's calls of model(x_in, t, **conditioning), row by row; t: float32 [batch], x_in: [batch, ...].
+
+    With guidance in a doubled batch, x_in and t hold the conditional images first, then the unconditional ones.
+    """
+
+    def __init__(
+        self, model: Model, plan: Plan, x: Tensor, conditioning: Mapping[str, Any], guidance: Guidance | None
+    ) -> None:
+        self.model = model
+        self.images = len(x)
+        self.conditioning = dict(conditioning)
+        self.guided = (
+            [False] * len(plan.rows) if guidance is None else [w[1] != 0.0 for w in guidance.weights(plan)]
+        )
+        self.doubled = guidance is not None and guidance.doubled and any(self.guided)
+        self.unconditional = self.conditioning | dict(guidance.unconditional if guidance else {})
+        if guidance is not None and any(self.guided) and not guidance.unconditional:
+            raise ValueError(
+                "guidance needs its unconditional branch: Guidance(scale, unconditional={name: value})"
+            )
+        if self.doubled:
+            self.both = {name: self._joined(name) for name in self.conditioning | self.unconditional}
+        times = torch.tensor(plan.times, dtype=torch.float32, device=x.device)
+        self.times = times[:, None].expand(-1, self.images * (2 if self.doubled else 1)).unbind(0)
+
+    def __call__(self, i: int, x_in: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The model's outputs for row i: (conditional or only, unconditional or None), each [B, ...]."""
+        if not self.guided[i]:
+            return self._call(x_in[: self.images], self.times[i][: self.images], self.conditioning), None
+        if self.doubled:
+            output = self._call(x_in, self.times[i], self.both)
+            return output[: self.images], output[self.images :]
+        time = self.times[i]
+        return self._call(x_in, time, self.conditioning), self._call(x_in, time, self.unconditional)
+
+    def _call(self, x_in: Tensor, time: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
+        output = self.model(x_in, time, **conditioning)
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"the model returned {type(output).__name__}, not a tensor: wrap it, as in "
+                "lambda x, t, **kw: unet(x, t, **kw).sample"
+            )
+        if output.shape != x_in.shape:
+            raise ValueError(
+                f"the model returned shape {list(output.shape)} for an input of {list(x_in.shape)}"
+            )
+        return output
+
+    def _joined(self, name: str) -> Any:
+        """The conditioning of both branches as one batch, conditional first."""
+        missing = object()
+        cond, uncond = self.conditioning.get(name, missing), self.unconditional[name]
+        if (
+            isinstance(cond, Tensor)
+            and isinstance(uncond, Tensor)
+            and len(cond) == len(uncond) == self.images
+        ):
+            return torch.cat([cond, uncond])
+        if cond is uncond or (
+            not isinstance(cond, Tensor) and not isinstance(uncond, Tensor) and cond == uncond
+        ):
+            return cond
+        raise ValueError(
+            f"conditioning {name!r} cannot be joined for a doubled batch: give tensors of length {self.images} in both "
+            "branches, or use Guidance(..., doubled=False)"
+        )

@@ -1,0 +1,117 @@
+"""The executor: walks a plan. Call the model, apply one row with one fused kernel, repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff import ops, reference
+from fastdiff.calling import Caller, Model
+from fastdiff.events import Outputs, Watcher
+from fastdiff.guidance import Guidance, rescale_gain
+from fastdiff.noise import NoiseSource
+from fastdiff.plan import COLUMN, Plan
+from fastdiff.thresholding import DynamicThreshold
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same over a run: the model, what it is called with, and how its outputs are used."""
+
+    model: Model
+    source: NoiseSource
+    watcher: Watcher
+    conditioning: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    guidance: Guidance | None = None
+    threshold: DynamicThreshold | None = None
+
+
+class Run:
+    """One walk along a plan from x: [B, ...], float32 (or float64), which is not written to."""
+
+    def __init__(self, plan: Plan, x: Tensor, setting: Setting) -> None:
+        self.plan = plan
+        self.x = x
+        self.setting = setting
+        self.call = Caller(setting.model, plan, x, setting.conditioning, setting.guidance)
+        host = torch.tensor(plan.table if setting.guidance is None else setting.guidance.table(plan))
+        # Python numbers of the rows, for what is computed outside the kernel: never read back from the device.
+        self.watched = setting.watcher.callback is not None or setting.threshold is not None
+        self.weights = [reference.weights(host, i) for i in range(len(host))] if self.watched else []
+        self.table = host.to(x.device)
+        self.index = torch.arange(len(host), device=x.device).unbind(0)
+
+    def in_place(self) -> Tensor:
+        """The loop for sampling: state, history and model input are buffers that every step reuses."""
+        x = self.x.clone()
+        anchor = x.clone() if self.plan.needs_anchor else None
+        history = _ring(x, self.plan.slots) if self.plan.slots else None
+        x_in = self._first_input(x) if self._needs_input() else None
+        for i, row in enumerate(self.plan.rows):
+            output, uncond = self.call(i, x if x_in is None else x_in) if row.call else (None, None)
+            bound, gain = self._before_step(i, x, output, uncond)
+            ops.solver_step_(
+                x, output, self.table, self.index[i], uncond=uncond, anchor=anchor, history=history,
+                noise=self._noise(i, x), bound=bound, gain=gain, input=x_in,
+            )  # fmt: skip
+        return x
+
+    def recorded(self) -> list[Tensor]:
+        """The loop that keeps x after each row, the starting point first; gradients flow through it."""
+        states, anchor, history = [self.x], self.x, list[Tensor]()
+        x_in = self._first_input(self.x)
+        for i, row in enumerate(self.plan.rows):
+            x, history = states[-1], history[row.forget :]
+            output, uncond = self.call(i, x_in) if row.call else (None, None)
+            bound, gain = self._before_step(i, x, output, uncond)
+            step = ops.solver_step(
+                x, output, self.table, self.index[i], uncond=uncond, anchor=anchor, history=history[:3],
+                noise=self._noise(i, x), bound=bound, gain=gain, input_dtype=self.setting.dtype,
+                doubled=self.call.doubled,
+            )  # fmt: skip
+            states.append(step.x)
+            x_in = step.input
+            history = [step.value, *history] if row.call else history
+            anchor = step.x if row.accept else anchor
+        return states
+
+    def _needs_input(self) -> bool:
+        """Whether the model's input differs from the state."""
+        scaled = self.plan.input_scale != 1.0 or (self.plan.table[:, COLUMN["k"]] != 1.0).any()
+        return bool(scaled or self.call.doubled or self.setting.dtype != self.x.dtype)
+
+    def _first_input(self, x: Tensor) -> Tensor:
+        x_in = (self.plan.input_scale * x).to(self.setting.dtype)
+        return torch.cat([x_in, x_in]) if self.call.doubled else x_in
+
+    def _noise(self, i: int, x: Tensor) -> Tensor | None:
+        row = self.plan.rows[i]
+        if not row.noise:
+            return None
+        return self.setting.source.step(x, row.span or (row.level, row.to)).to(x.dtype)
+
+    def _before_step(
+        self, i: int, x: Tensor, output: Tensor | None, uncond: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The bound and gain of row i, where there are any; the watcher hears of the model call."""
+        guidance, threshold, watcher = self.setting.guidance, self.setting.threshold, self.setting.watcher
+        if output is None:
+            return None, None
+        bound, gain = None, None
+        if guidance is not None and guidance.rescale and uncond is not None:
+            gain = rescale_gain(output, uncond, guidance.scale, guidance.rescale)
+        outputs = Outputs(x, output, uncond, self.weights[i] if self.watched else {}, gain)
+        if threshold is not None:
+            bound = threshold.bound(outputs.denoised())
+        watcher.see(self.plan.rows[i], outputs, bound)
+        return bound, gain
+
+
+def _ring(x: Tensor, slots: int) -> Tensor:
+    """A history of `slots` values laid out like x: [slots, *x.shape]."""
+    return torch.empty_strided((slots, *x.shape), (x.numel(), *x.stride()), dtype=x.dtype, device=x.device)

@@ -1,0 +1,158 @@
+"""Noise sources: where the random numbers of a run come from.
+
+A source gives standard normal noise for a starting point and for each row. `GeneratorNoise` and `SeededNoise` draw
+afresh each time; `BrownianNoise` takes increments of one Brownian path, so that runs with different numbers of steps,
+and the two stages of one step, see the same path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastdiff.levels import Level
+
+MAX_SEED = 2**63 - 1
+
+
+class NoiseSource(Protocol):
+    """Gives float32 N(0, 1) noise shaped like x: [B, ...], on x's device."""
+
+    def start(self, x: Tensor) -> Tensor:
+        """The noise of the starting point."""
+        ...
+
+    def step(self, x: Tensor, span: tuple[Level, Level]) -> Tensor:
+        """The noise of a row that goes from span[0] to span[1]."""
+        ...
+
+
+class GeneratorNoise:
+    """All images from one torch.Generator (the global one if None), in the order torch.randn would draw them."""
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self.generator = generator
+
+    def start(self, x: Tensor) -> Tensor:
+        device = x.device if self.generator is None else self.generator.device
+        # A CPU generator means CPU noise, the same on every device.
+        noise = torch.randn(x.shape, generator=self.generator, device=device, dtype=torch.float32)
+        return noise.to(x.device)
+
+    def step(self, x: Tensor, span: tuple[Level, Level]) -> Tensor:
+        return self.start(x)
+
+
+class SeededNoise:
+    """One seed for each image, so that an image does not depend on its neighbours in the batch. Drawn on the CPU."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [generator_of(seed) for seed in seeds]
+
+    def start(self, x: Tensor) -> Tensor:
+        if len(x) != len(self.generators):
+            raise ValueError(
+                f"there are {len(self.generators)} seeds for {len(x)} images: give one seed for each"
+            )
+        noise = torch.empty(x.shape, dtype=torch.float32)
+        for image, generator in zip(noise, self.generators, strict=True):
+            torch.randn(image.shape, generator=generator, out=image)
+        return noise.to(x.device)
+
+    def step(self, x: Tensor, span: tuple[Level, Level]) -> Tensor:
+        return self.start(x)
+
+
+class BrownianNoise:
+    """Increments of one Brownian path for each image, scaled to variance 1.
+
+    The path is a binary tree over time u = sigma / (alpha + sigma) in [0, 1]: the value at the middle of an interval is
+    drawn from a seed made of the image's seed and the interval, given the values at its ends (Levy's construction). So
+    the path depends on the seeds alone, not on which times were asked or in which order.
+
+    seeds: one for each image. depth: halvings of [0, 1]; times closer than 2^-depth share a piece of path on which the
+    value is linear.
+    """
+
+    def __init__(self, seeds: Sequence[int], *, depth: int = 24) -> None:
+        if not 1 <= depth <= 40:
+            raise ValueError(f"depth must be an integer from 1 to 40, got {depth!r}")
+        self.seeds = [checked_seed(seed) for seed in seeds]
+        self.depth = depth
+        self._path: list[
+            tuple[int, Tensor, Tensor]
+        ] = []  # the branch last walked: (interval, left value, right value)
+
+    def start(self, x: Tensor) -> Tensor:
+        return self._normal(x, 0)
+
+    def step(self, x: Tensor, span: tuple[Level, Level]) -> Tensor:
+        late, early = (_time(level) for level in span)
+        width = abs(late - early)
+        if width < 2.0**-self.depth:
+            raise ValueError(f"a step narrower than 2^-{self.depth} needs a BrownianNoise of greater depth")
+        return (self._value(x, late) - self._value(x, early)) / math.sqrt(width)
+
+    def _value(self, x: Tensor, time: float) -> Tensor:
+        """The path at `time`. Interval i of the tree at depth d is i = 2^d + k, covering [k, k + 1] / 2^d."""
+        scaled = time * 2.0**self.depth
+        leaf = min(int(scaled), 2**self.depth - 1)
+        while self._path and (self._path[0][1].shape != x.shape or self._path[0][1].device != x.device):
+            self._path.clear()  # another batch: walk its tree from the root
+        while self._path and not _holds(self._path[-1][0], leaf, self.depth):
+            self._path.pop()
+        if not self._path:
+            origin = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+            self._path.append((1, origin, self._normal(x, 1)))
+        while len(self._path) <= self.depth:
+            self._descend(x, leaf)
+        _, left, right = self._path[-1]
+        return torch.lerp(left, right, scaled - leaf)
+
+    def _descend(self, x: Tensor, leaf: int) -> None:
+        level = len(self._path) - 1
+        interval, left, right = self._path[-1]
+        spread = (
+            math.sqrt(2.0**-level) / 2
+        )  # deviation of the middle, given both ends of an interval 2^-level wide
+        middle = torch.lerp(left, right, 0.5).add_(self._normal(x, 2 * interval), alpha=spread)
+        goes_right = (leaf >> (self.depth - level - 1)) & 1
+        self._path.append(
+            (2 * interval + goes_right, middle if goes_right else left, right if goes_right else middle)
+        )
+
+    def _normal(self, x: Tensor, node: int) -> Tensor:
+        if len(x) != len(self.seeds):
+            raise ValueError(f"there are {len(self.seeds)} seeds for {len(x)} images: give one seed for each")
+        return SeededNoise([mixed(seed, node) for seed in self.seeds]).start(x)
+
+
+def _time(level: Level) -> float:
+    return level.sigma / (level.alpha + level.sigma)
+
+
+def _holds(interval: int, leaf: int, depth: int) -> bool:
+    return (2**depth + leaf) >> (depth + 1 - interval.bit_length()) == interval
+
+
+def checked_seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"a seed must be an integer from 0 to 2^63 - 1, got {seed!r}")
+    return seed
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """A CPU generator started from a checked seed."""
+    return torch.Generator().manual_seed(checked_seed(seed))
+
+
+def mixed(seed: int, node: int) -> int:
+    """A seed for one node of one image's tree (the finaliser of splitmix64: Steele, Lea and Flood, OOPSLA 2014)."""
+    z = (seed + 0x9E3779B97F4A7C15 * (node + 1)) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (z ^ (z >> 31)) & MAX_SEED

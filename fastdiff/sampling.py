@@ -1,0 +1,165 @@
+"""`sample`: from a model, a starting point and a schedule to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff import adaptive, ops
+from fastdiff.calling import Model
+from fastdiff.events import Callback, Watcher
+from fastdiff.executor import Run, Setting
+from fastdiff.guidance import Guidance
+from fastdiff.levels import Level
+from fastdiff.noise import GeneratorNoise, NoiseSource, SeededNoise, generator_of
+from fastdiff.plan import Plan, Planner
+from fastdiff.predictions import Prediction
+from fastdiff.samplers import resolve
+from fastdiff.schedules import Schedule
+from fastdiff.thresholding import DynamicThreshold
+
+
+def sample(
+    model: Model,
+    x: Tensor | Sequence[int],
+    *,
+    schedule: Schedule | None = None,
+    sampler: str | Planner | Plan = "dpmpp_2m",
+    steps: int = 20,
+    prediction: str | Prediction = "epsilon",
+    conditioning: Mapping[str, Any] | None = None,
+    guidance: Guidance | None = None,
+    strength: float | None = None,
+    clip: float | tuple[float, float] | None = None,
+    threshold: DynamicThreshold | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int | Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+    noise: NoiseSource | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    differentiable: bool = False,
+) -> Tensor:
+    """Samples a diffusion model.
+
+    model: called as model(x_in, t, **conditioning) with x_in [B, ...] in `dtype` and t float32 [B], the schedule's own
+        time (training index, sigma or flow time); returns a tensor like x_in. The next step may reuse x_in's memory: a
+        model that keeps its input must copy it.
+    x: the starting point at the schedule's first level, [B, ...]; or a shape, drawn from the noise source; or, with
+        `strength`, a clean image, which is first noised.
+    schedule: from fastdiff.schedules; not needed if `sampler` is a Plan.
+    sampler: a name in fastdiff.samplers.SAMPLERS, "dpm_adaptive", a planner, or a finished Plan.
+    steps: how many (dpm_adaptive chooses for itself). options: the sampler's own, by name.
+    prediction: "epsilon", "sample", "v", "flow", "edm", or a Prediction.
+    conditioning: passed to the model by name; with guidance, tensors have length B.
+    strength: 0 to 1, start part-way from the clean image x, with the last `strength` of the steps (image to image).
+    clip: bounds of the denoised image, a number or (lo, hi). threshold: dynamic bounds, instead.
+    seed: a number, or one for each image (an image then does not depend on its neighbours). generator: a
+        torch.Generator, instead. noise: any NoiseSource, instead. torch's global generator if none is given.
+    dtype: of the model's input, x's own by default. The state is float32 whatever it is (float64 if x is).
+    device: where a shape is drawn; the generator's or the CPU by default.
+    callback: called with an Event at each model call; event.cancel() ends the run. progress: show a bar.
+    differentiable: record gradients through every step.
+
+    Returns the image at the last level, [B, ...], with x's dtype (`dtype` or float32 if x was a shape).
+    Raises ValueError or TypeError for arguments that do not fit, Cancelled if a callback asked for it.
+    """
+    if threshold is not None and clip is not None:
+        raise ValueError("give clip or threshold, not both")
+    source = noise_source(seed=seed, generator=generator, noise=noise)
+    model_dtype = dtype or (x.dtype if isinstance(x, Tensor) else torch.float32)
+    adaptively = sampler == adaptive.NAME
+    plan = planned(
+        "euler" if adaptively else sampler,
+        schedule,
+        steps=steps,
+        prediction=prediction,
+        clip=clip,
+        options=None if adaptively else options,
+    )
+    plan = plan if strength is None else plan.start_at(strength)
+    name, calls = (adaptive.NAME, None) if adaptively else (plan.name, plan.calls)
+    with (
+        torch.set_grad_enabled(differentiable and torch.is_grad_enabled()),
+        Watcher(callback, progress=progress, calls=calls, name=name) as watcher,
+    ):
+        start = starting_point(
+            x, plan.levels[0], source, strength=strength, device=device, generator=generator
+        )
+        setting = Setting(model, source, watcher, conditioning or {}, model_dtype, guidance, threshold)
+        if adaptively:
+            result = adaptive.walk(plan, start, setting, **(options or {}))
+        elif differentiable:
+            result = Run(plan, start, setting).recorded()[-1]
+        else:
+            result = Run(plan, start, setting).in_place()
+    return result.to(model_dtype if not isinstance(x, Tensor) else x.dtype)
+
+
+def planned(
+    sampler: str | Planner | Plan,
+    schedule: Schedule | None,
+    *,
+    steps: int = 20,
+    prediction: str | Prediction = "epsilon",
+    clip: float | tuple[float, float] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan that `sample` walks for these arguments."""
+    if isinstance(sampler, Plan):
+        return sampler
+    if schedule is None:
+        raise ValueError(
+            "sample needs a schedule: pass one made by fastdiff.schedules, for example karras(0.03, 14.6)"
+        )
+    planner = resolve(sampler, options)
+    return Plan.build(planner, schedule.levels(steps), prediction=prediction, clip=clip)
+
+
+def noise_source(
+    *,
+    seed: int | Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+    noise: NoiseSource | None = None,
+) -> NoiseSource:
+    """The one that is given; torch's global generator if none is."""
+    if sum(given is not None for given in (seed, generator, noise)) > 1:
+        raise ValueError("give one of seed, generator and noise")
+    if noise is not None:
+        return noise
+    if seed is None:
+        return GeneratorNoise(generator)
+    return GeneratorNoise(generator_of(seed)) if isinstance(seed, int) else SeededNoise(seed)
+
+
+def starting_point(
+    x: Tensor | Sequence[int],
+    level: Level,
+    source: NoiseSource,
+    *,
+    strength: float | None = None,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The state a run starts from: [B, ...], float32 or float64."""
+    if not isinstance(x, Tensor):
+        if strength is not None:
+            raise ValueError("strength starts from a clean image: pass it as x")
+        shape = torch.Size(x)
+        if not shape:
+            raise ValueError("a shape needs at least the batch: (B, ...)")
+        where = device or (generator.device if generator is not None else "cpu")
+        return source.start(torch.empty(shape, device=where)) * level.sigma
+    if not x.is_floating_point() or not x.dim():
+        raise TypeError(
+            f"x is {str(x.dtype).removeprefix('torch.')} {list(x.shape)}: pass a float tensor [B, ...]"
+        )
+    state = x.to(device=device or x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+    if strength is None or not level.sigma:
+        return state
+    return ops.add_noise(state, source.start(state).to(state.dtype), level.alpha, level.sigma)
