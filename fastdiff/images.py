@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from fastdiff.files import write_atomic
 
@@ -187,7 +187,7 @@ def _opened(
             raise ValueError(
                 f"{path}: too many pixels ({_first_line(error)}); make it smaller first"
             ) from error
-        except Image.UnidentifiedImageError as error:
+        except UnidentifiedImageError as error:
             raise ValueError(f"{path}: not a readable {', '.join(formats)} image") from error
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{path}: damaged or incomplete image ({_first_line(error)})") from error

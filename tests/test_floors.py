@@ -13,9 +13,9 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["errors", "files", "choices", "reference", "backend", "native", "_build", "_host", "kernels"], 0),
     "ops": 1,
     **dict.fromkeys(["levels", "spacings", "schedules", "predictions", "plan", "samplers"], 2),
-    **dict.fromkeys(["guidance", "noise", "thresholding", "executor", "adaptive"], 3),
-    **dict.fromkeys(["nn", "models", "training"], 4),
-    **dict.fromkeys(["images", "generate"], 5),
+    **dict.fromkeys(["guidance", "noise", "thresholding", "calling", "events", "executor", "sampling", "adaptive"], 3),
+    **dict.fromkeys(["nn", "images", "models", "training"], 4),
+    **dict.fromkeys(["generate"], 5),
     **dict.fromkeys(["cli", "__main__"], 6),
 }
 SOURCES = sorted([*(ROOT / "fastdiff").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
@@ -42,7 +42,7 @@ def imported(path: Path) -> set[str]:
             module = ".".join([*base, *(node.module or "").split(".")]).strip(".")
             # `from fastdiff import ops` names a module; `from fastdiff.ops import add_noise` names its contents
             names.update(f"{module}.{alias.name}" if module == "fastdiff" else module for alias in node.names)
-    return {name for name in names if name == "fastdiff" or name.startswith("fastdiff.")}
+    return {name for name in names if name.split(".")[0] == "fastdiff"} - {"fastdiff.__version__"}
 
 
 def room(module: str) -> str:

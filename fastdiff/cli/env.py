@@ -142,10 +142,23 @@ def _explain(op: str, kind: str, dtype: Any) -> str:
 
 
 def native_build() -> dict[str, Any]:
-    """The native libraries: where they are, or what went wrong with them."""
-    from fastdiff import native
+    """The compilers, and the native libraries: where they are, or what went wrong with them."""
+    import torch
 
-    return {device: native.problem(device) or "loaded" for device in ("cpu", "cuda")}
+    from fastdiff import _build, native
+
+    found: dict[str, Any] = {
+        "c++ compiler": _build.find_compiler() or "none found",
+        "nvcc": _build.find_nvcc() or "none found",
+        "cpu library": native.problem("cpu") or str(native.library("cpu")),
+    }
+    if not native.problem("cpu"):
+        found["cpu kernels"] = native.isa()
+    if torch.cuda.is_available():
+        found["cuda library"] = native.problem("cuda") or str(native.library("cuda"))
+    else:
+        found["cuda library"] = "not loaded: torch sees no CUDA device"
+    return found
 
 
 def model() -> dict[str, Any]:

@@ -18,9 +18,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "plan",
         help="print the table of rows of a sampler, draw its noise levels",
-        description="Print the rows of weights that a sampler makes of a schedule: all that happens between model calls.",
+        description="Print the rows of weights a sampler makes of a schedule: all that happens between model calls.",
     )
-    parser.add_argument("--sampler", default="dpmpp_2m", help="name of a sampler (default dpmpp_2m)")
+    parser.add_argument(
+        "--sampler",
+        default="dpmpp_2m",
+        metavar="NAME[:key=value,...]",
+        help="such as dpmpp_2m, ddim:eta=0.5 or unipc:order=3 (default dpmpp_2m)",
+    )
     parser.add_argument("--steps", type=int, default=20, help="number of steps (default 20)")
     parser.add_argument(
         "--schedule",
@@ -56,17 +61,16 @@ def run(args: argparse.Namespace) -> int:
 def build(args: argparse.Namespace) -> Plan:
     """The plan that the arguments name."""
     from fastdiff.choices import unknown
-    from fastdiff.cli.schedules import parse_schedule
+    from fastdiff.cli.spec import parse_sampler, parse_schedule
     from fastdiff.plan import Plan
     from fastdiff.predictions import PREDICTIONS
     from fastdiff.samplers import SAMPLERS
 
-    if args.sampler not in SAMPLERS:
-        raise unknown("sampler", args.sampler, SAMPLERS)
+    sampler, options = parse_sampler(args.sampler)
     if args.prediction not in PREDICTIONS:
         raise unknown("prediction", args.prediction, PREDICTIONS)
     levels = parse_schedule(args.schedule).levels(args.steps)
-    return Plan.build(SAMPLERS[args.sampler], levels, prediction=args.prediction, name=args.sampler)
+    return Plan.build(SAMPLERS[sampler], levels, prediction=args.prediction, options=options, name=sampler)
 
 
 def as_data(plan: Plan) -> dict[str, Any]:

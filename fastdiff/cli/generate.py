@@ -1,0 +1,167 @@
+"""fastdiff generate: pictures from the bundled model, or from a checkpoint of one's own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastdiff.cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from fastdiff.generate import Job
+
+DEFAULT_COUNT = 16  # pictures in all, if --count is not given
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the command `generate`."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="make pictures of one or more classes",
+        description="Make pictures with the bundled model. Each PNG carries the recipe that makes it again (--recipe).",
+    )
+    what = parser.add_argument_group("what").add_argument
+    what("--label", metavar="NAME,...", help="classes, with commas, or all (default all)")
+    what(
+        "--size",
+        metavar="N|WxH",
+        help="pixels, one number or width x height (default: as the model was trained)",
+    )
+    what(
+        "--count",
+        type=int,
+        metavar="N",
+        help=f"pictures of each class (default: about {DEFAULT_COUNT} in all)",
+    )
+    what("--seed", type=int, metavar="N", help="picture i is made from seed N + i alone (default 0)")
+    what("--tile", action="store_true", default=None, help="pictures that repeat seamlessly")
+    what("--recipe", metavar="FILE.png", help="take what is not given here from a picture made before")
+    how = parser.add_argument_group("how").add_argument
+    how("--steps", type=int, metavar="N", help="sampling steps (default 20)")
+    how(
+        "--sampler",
+        metavar="NAME[:key=value,...]",
+        help="such as dpmpp_2m or ddim:eta=0.5 (default dpmpp_2m)",
+    )
+    how("--spacing", metavar="NAME", help="how the steps lie on the schedule, such as trailing or karras")
+    how(
+        "--guidance",
+        type=float,
+        metavar="X",
+        help="how strongly to follow the class; 1 is not at all (default 2)",
+    )
+    how("--model", metavar="FILE", help="a checkpoint made by fastdiff train (default: the bundled one)")
+    how(
+        "--batch", type=int, metavar="N", help="pictures made at once, which bounds memory (default: by size)"
+    )
+    how("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
+    out = parser.add_argument_group("output").add_argument
+    out(
+        "--out",
+        default="out",
+        metavar="PATH",
+        help="FILE.png for one sheet, or a folder for single files (default out)",
+    )
+    out("--show-steps", action="store_true", help="also write a film strip of how pictures came about")
+    out("--no-captions", action="store_true", help="a sheet of several classes without their names")
+    out("--json", action="store_true", help="print timing and the names of the files as JSON")
+    out("--quiet", action="store_true", help="no progress bar, no summary")
+    out("--overwrite", action="store_true", help="replace existing files")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything, then sample, then write."""
+    started = time.perf_counter()
+    from fastdiff.cli.output import Output
+    from fastdiff.generate import prepare
+
+    job = prepare(**arguments(args))
+    output = Output(
+        Path(args.out), job, strip=args.show_steps, captions=not args.no_captions, overwrite=args.overwrite
+    )
+    with ProgressBar("sampling", total=job.total_calls, quiet=args.quiet) as bar:
+        result = job.run(progress=bar.advance, trajectory=args.show_steps)
+    files = output.write(result)
+    seconds = {**result.seconds, "total": time.perf_counter() - started}
+    if args.json:
+        print(json.dumps(as_data(job, seconds, files), indent=2))
+    elif not args.quiet:
+        print(summary(job, seconds, files))
+    return 0
+
+
+def arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `fastdiff.generate.prepare`: those given, else the recipe's, else none (its defaults)."""
+    from fastdiff.cli.spec import parse_sampler
+    from fastdiff.models import load
+
+    given: dict[str, Any] = {
+        name: getattr(args, name)
+        for name in ("count", "seed", "tile", "steps", "spacing", "guidance", "batch", "device")
+        if getattr(args, name) is not None
+    }
+    if args.sampler is not None:
+        given["sampler"], given["options"] = parse_sampler(args.sampler)
+    if args.size is not None:
+        given["size"] = parse_size(args.size)
+    if args.label is not None:
+        given["labels"] = [name.strip() for name in args.label.split(",") if name.strip()]
+    model = load(args.model)
+    merged = {**(from_recipe(args.recipe, model, own=args.model is not None) if args.recipe else {}), **given}
+    merged.setdefault("labels", ["all"])
+    if "count" not in merged:
+        classes = len(model.labels) if merged["labels"] == ["all"] else len(merged["labels"])
+        merged["count"] = -(-DEFAULT_COUNT // max(classes, 1))
+    return {**merged, "model": model}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """128 or 256x128 as (width, height)."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"--size must be a number or WIDTHxHEIGHT, such as 128 or 256x128, got {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def from_recipe(path: str, model: Any, *, own: bool) -> dict[str, Any]:
+    """The arguments in a picture's recipe. Raises ValueError if another model made it, unless that was `own` choice."""
+    from fastdiff.generate import ARGUMENTS, fingerprint
+    from fastdiff.images import read_recipe
+
+    recipe = read_recipe(path)
+    made_with, found = recipe.get("checkpoint"), recipe.get("arguments")
+    if not isinstance(found, dict) or not set(found) <= ARGUMENTS:
+        raise ValueError(f"{path}: its recipe is not one that this version of fastdiff knows")
+    if made_with != fingerprint(model) and not own:
+        raise ValueError(f"{path}: made with another checkpoint ({made_with}); name it with --model FILE")
+    return found
+
+
+def as_data(job: Job, seconds: dict[str, float], files: list[Path]) -> dict[str, Any]:
+    """What --json prints."""
+    count = len(job.labels)
+    return {
+        "files": [str(path) for path in files],
+        "images": count,
+        "model_calls_per_image": job.plan.calls,
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "seconds_per_image": round(seconds["sampling"] / count, 4),
+        "recipe": job.recipe(),
+    }
+
+
+def summary(job: Job, seconds: dict[str, float], files: list[Path]) -> str:
+    """Two lines for a person."""
+    count, (width, height) = len(job.labels), job.arguments["size"]
+    classes = len(job.arguments["labels"])
+    kinds = job.labels[0] if classes == 1 else f"{classes} classes"
+    names = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    return (
+        f"{count} picture{'s'[: count > 1]} of {kinds}, {width}x{height}, {job.arguments['sampler']}, "
+        f"{job.arguments['steps']} steps ({job.plan.calls} model calls): sampling {seconds['sampling']:.1f} s, "
+        f"{seconds['sampling'] / count:.2f} s each; {seconds['total']:.1f} s in all\nwrote {names}"
+    )

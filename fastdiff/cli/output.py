@@ -1,0 +1,98 @@
+"""Where generated pictures go: one sheet or single files, and a film strip, checked before the work starts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastdiff.files import check_writable
+from fastdiff.generate import Generated, Job
+from fastdiff.images import Picture, columns_for, film_strip, grid, to_pictures, write_png
+
+STRIP_ROWS, STRIP_COLUMNS = 4, 12
+
+
+@dataclass(frozen=True)
+class Output:
+    """The files a job will write. Raises OSError or ValueError, before any work, if one of them could not be.
+
+    target: a .png for one sheet (or one picture), anything else is a folder for single files.
+    strip: also NAME-steps.png. captions: name the classes on a sheet of several.
+    """
+
+    target: Path
+    job: Job
+    strip: bool = False
+    captions: bool = True
+    overwrite: bool = False
+    files: tuple[Path, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.target.suffix and self.target.suffix.lower() != ".png" and not self.target.is_dir():
+            raise ValueError(
+                f"--out {self.target}: pictures are written as PNG; name a .png file or a folder"
+            )
+        object.__setattr__(self, "files", self._names())
+        for path in (*self.files, *self._strip_names()):
+            check_writable(path, overwrite=self.overwrite)
+
+    @property
+    def single_files(self) -> bool:
+        """Whether each picture gets a file of its own in the folder `target`."""
+        return self.target.suffix.lower() != ".png"
+
+    def write(self, result: Generated) -> list[Path]:
+        """Write everything and return the files written."""
+        pictures = to_pictures(result.images)
+        if self.single_files:
+            for i, path in enumerate(self.files):
+                write_png(path, pictures[i], recipe=result.recipe_of(i), overwrite=self.overwrite)
+        elif len(pictures) == 1:
+            write_png(self.target, pictures[0], recipe=result.recipe, overwrite=self.overwrite)
+        else:
+            write_png(self.target, self._sheet(result), recipe=result.recipe, overwrite=self.overwrite)
+        if result.trajectory is not None:
+            for path in self._strip_names():
+                write_png(path, _strip(result), recipe=result.recipe, overwrite=self.overwrite)
+        return [*self.files, *self._strip_names()]
+
+    def _names(self) -> tuple[Path, ...]:
+        if not self.single_files:
+            return (self.target,)
+        pairs = zip(self.job.labels, self.job.seeds)
+        return tuple(self.target / f"{_plain(label)}-seed{seed}.png" for label, seed in pairs)
+
+    def _strip_names(self) -> tuple[Path, ...]:
+        if not self.strip:
+            return ()
+        return (
+            self.target / "steps.png"
+            if self.single_files
+            else self.target.with_stem(f"{self.target.stem}-steps"),
+        )
+
+    def _sheet(self, result: Generated) -> Picture:
+        count, classes = self.job.arguments["count"], len(self.job.arguments["labels"])
+        width, height = self.job.arguments["size"]
+        captions = result.labels if self.captions and classes > 1 else None
+        columns = columns_for(len(result.labels), group=count if classes > 1 else 1, aspect=width / height)
+        return grid(to_pictures(result.images), columns=columns, gap=max(4, width // 24), captions=captions)
+
+
+def _strip(result: Generated) -> Picture:
+    """Up to STRIP_ROWS pictures at up to STRIP_COLUMNS of their steps, evenly chosen, the first and last among them."""
+    assert result.trajectory is not None
+    steps, count = result.trajectory.shape[:2]
+    columns, rows = _evenly(steps, STRIP_COLUMNS), _evenly(count, STRIP_ROWS)
+    return film_strip(result.trajectory[columns][:, rows], captions=[str(step) for step in columns])
+
+
+def _plain(label: str) -> str:
+    """A label as part of a file name."""
+    return re.sub(r"[^\w-]+", "_", label)
+
+
+def _evenly(length: int, most: int) -> list[int]:
+    kept = min(length, most)
+    return sorted({round(i * (length - 1) / max(kept - 1, 1)) for i in range(kept)})

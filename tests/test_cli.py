@@ -1,0 +1,376 @@
+"""The command line: what it makes, what it says, and that bad input is one line, a code, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastdiff import generate as generating
+from fastdiff import images, models
+from fastdiff.cli import env, main
+from fastdiff.models import checkpoint
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of an untrained network of three classes that runs in milliseconds."""
+    config = models.UNetConfig(
+        num_classes=3, channels=(8, 16), blocks=(1, 1), embed_dim=8, time_dim=8, groups=4, image_size=16
+    )
+    torch.manual_seed(0)
+    net = models.TrainedUNet(
+        config, labels=("brick", "cat", "truchet"), prediction="v", schedule_options={"name": "cosine_betas"}
+    )
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    models.save(path, net, dtype=torch.float32)
+    return path
+
+
+@pytest.fixture
+def fastdiff(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line in an empty folder with the tiny model as the bundled one: (code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint, "BUNDLED", tiny)
+
+    def command(line: str = "", *more: str) -> tuple[int, str, str]:
+        try:
+            code = main([*shlex.split(line), *more])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+def pixels(path: str) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_a_sheet_of_one_class(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = fastdiff(
+        "generate --label brick --size 32 --count 16 --steps 3 --sampler dpmpp_2m --seed 0 --out grid.png"
+    )
+    assert (code, err) == (0, "")
+    assert "16 pictures of brick, 32x32" in out and "grid.png" in out
+    assert os.listdir() == ["grid.png"]
+    assert len(np.unique(pixels("grid.png"))) > 20
+
+
+def test_single_files_are_what_the_sheet_shows(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    common = [
+        "generate",
+        "--label",
+        "brick,cat",
+        "--count",
+        "2",
+        "--steps",
+        "2",
+        "--seed",
+        "7",
+        "--batch",
+        "4",
+    ]
+    assert fastdiff(*common, "--out", "sheet.png", "--no-captions")[0] == 0
+    assert fastdiff(*common, "--out", "single")[0] == 0
+    names = ["brick-seed7.png", "brick-seed8.png", "cat-seed9.png", "cat-seed10.png"]
+    assert sorted(os.listdir("single")) == sorted(names)
+    sheet = pixels("sheet.png")
+    for name in names:
+        single = pixels(f"single/{name}")
+        found = any(
+            np.array_equal(sheet[y : y + 16, x : x + 16], single)
+            for y in range(sheet.shape[0] - 15)
+            for x in range(sheet.shape[1] - 15)
+        )
+        assert found, name
+
+
+def test_all_classes_get_captions(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    assert fastdiff("generate", "--steps", "1", "--count", "2", "--out", "all.png")[0] == 0
+    assert fastdiff("generate", "--steps", "1", "--count", "2", "--out", "plain.png", "--no-captions")[0] == 0
+    assert pixels("all.png").shape[0] > pixels("plain.png").shape[0]
+
+
+def test_a_recipe_makes_the_same_pixels(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    options = (
+        "--label cat --count 3 --steps 3 --sampler ddim:eta=1.0 --seed 5 --size 32x16 --guidance 1.5 --tile"
+    )
+    assert fastdiff("generate", *options.split(), "--spacing", "karras", "--out", "a.png")[0] == 0
+    assert fastdiff("generate", "--recipe", "a.png", "--out", "b.png")[0] == 0
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
+    assert images.read_recipe("a.png") == images.read_recipe("b.png")
+    assert fastdiff("generate", "--recipe", "a.png", "--seed", "6", "--out", "c.png")[0] == 0
+    assert not np.array_equal(pixels("a.png"), pixels("c.png"))
+
+
+def test_the_recipe_of_a_single_file_makes_it_alone(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    assert fastdiff("generate", "--label", "all", "--count", "2", "--steps", "2", "--out", "many")[0] == 0
+    assert fastdiff("generate", "--recipe", "many/cat-seed3.png", "--out", "one.png")[0] == 0
+    difference = pixels("one.png").astype(int) - pixels("many/cat-seed3.png").astype(int)
+    assert (
+        np.abs(difference).max() <= 1
+    )  # another micro-batch size: convolutions are not batch-invariant to the bit
+
+
+def test_film_strip(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    command = [
+        "generate",
+        "--label",
+        "brick",
+        "--count",
+        "2",
+        "--steps",
+        "4",
+        "--show-steps",
+        "--out",
+        "x.png",
+    ]
+    assert fastdiff(*command)[0] == 0
+    assert sorted(os.listdir()) == ["x-steps.png", "x.png"]
+    assert pixels("x-steps.png").shape == (2 * 18 + 2 + images.caption_height(16), 5 * 18 + 2, 3)
+
+
+def test_json_tells_time_and_files(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = fastdiff(
+        "generate", "--label", "cat", "--count", "2", "--steps", "2", "--json", "--out", "c.png"
+    )
+    data = json.loads(out)
+    assert (
+        code == 0
+        and data["files"] == ["c.png"]
+        and data["images"] == 2
+        and data["model_calls_per_image"] == 2
+    )
+    assert 0 < data["seconds"]["sampling"] <= data["seconds"]["total"]
+
+
+def test_tiles_wrap_around(fastdiff: Callable[..., tuple[int, str, str]], tiny: Path) -> None:
+    """Rolled noise gives the rolled picture: what is seamless knows no edge."""
+    net = models.load(tiny).tiled()
+    x, t, label = torch.randn(1, 3, 16, 24), torch.tensor([500.0]), torch.tensor([1])
+    shift = (4, 8)
+    assert torch.allclose(
+        net(x.roll(shift, (2, 3)), t, label=label), net(x, t, label=label).roll(shift, (2, 3)), atol=1e-5
+    )
+    assert fastdiff("generate --label cat --count 1 --steps 2 --out plain.png")[0] == 0
+    assert fastdiff("generate --label cat --count 1 --steps 2 --tile --out tile.png")[0] == 0
+    assert not np.array_equal(pixels("plain.png"), pixels("tile.png"))
+
+
+BAD = {
+    "unknown sampler": (["generate", "--sampler", "eular"], "did you mean euler"),
+    "unknown sampler option": (["generate", "--sampler", "ddim:etta=1"], "did you mean eta"),
+    "sampler option no number": (["generate", "--sampler", "ddim:eta=x"], "is a number"),
+    "unknown label": (["generate", "--label", "brik"], "did you mean brick"),
+    "no label": (["generate", "--label", ","], "no label"),
+    "steps 0": (["generate", "--steps", "0"], "steps must be an integer from 1"),
+    "too many steps": (["generate", "--steps", "1001"], "at most 1000"),
+    "steps no number": (["generate", "--steps", "few"], "invalid int"),
+    "odd size": (["generate", "--size", "30"], "multiple of 4"),
+    "huge size": (["generate", "--size", "40000"], "from 4 to 4096"),
+    "size no number": (["generate", "--size", "big"], "WIDTHxHEIGHT"),
+    "size 0": (["generate", "--size", "0x16"], "size must be"),
+    "count 0": (["generate", "--count", "0"], "count must be"),
+    "count huge": (["generate", "--count", "100000"], "count must be"),
+    "seed negative": (["generate", "--seed", "-1"], "seed must be"),
+    "guidance nan": (["generate", "--guidance", "nan"], "guidance must be"),
+    "batch 0": (["generate", "--batch", "0"], "batch must be"),
+    "unknown spacing": (["generate", "--spacing", "karas"], "karras"),
+    "missing model": (["generate", "--model", "none.safetensors"], "none.safetensors"),
+    "model is a folder": (["generate", "--model", "."], "safetensors"),
+    "corrupt model": (["generate", "--model", "corrupt.safetensors"], "corrupt.safetensors"),
+    "truncated model": (["generate", "--model", "truncated.safetensors"], "truncated"),
+    "missing recipe": (["generate", "--recipe", "none.png"], "none.png"),
+    "recipe without one": (["generate", "--recipe", "plain.png"], "no fastdiff recipe"),
+    "existing output": (["generate", "--out", "plain.png"], "--overwrite"),
+    "no png": (["generate", "--out", "new.jpg"], "PNG"),
+    "folder under a file": (["generate", "--out", "plain.png/x.png"], "not a folder"),
+    "device": (["generate", "--out", "/dev/null/x.png"], "not a folder"),
+    "unknown command": (["generte"], "did you mean generate"),
+    "unknown flag": (["generate", "--lable", "brick"], "--lable"),
+    "plan: unknown sampler": (["plan", "--sampler", "hein"], "did you mean heun"),
+    "plan: unknown schedule": (["plan", "--schedule", "carras"], "did you mean karras"),
+    "plan: unknown schedule option": (["plan", "--schedule", "karras:sigma=3"], "sigma_m"),
+    "plan: bad schedule value": (["plan", "--schedule", "karras:sigma_min=9,sigma_max=3"], "sigma_min"),
+    "plan: no number": (["plan", "--schedule", "karras:sigma_min=low"], "is a number"),
+    "plan: steps 0": (["plan", "--steps", "0"], "steps must be"),
+    "plan: unknown prediction": (["plan", "--prediction", "epsilom"], "did you mean epsilon"),
+    "plan: existing plot": (["plan", "--plot", "plain.png"], "--overwrite"),
+    "train: nothing named": (["train"], "--data"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_nothing_lost(
+    fastdiff: Callable[..., tuple[int, str, str]], case: str, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (4, 4)).save("plain.png")
+    Path("corrupt.safetensors").write_bytes(b"\x00" * 1000)
+    Path("truncated.safetensors").write_bytes(tiny.read_bytes()[:-100])
+    before = {name: Path(name).read_bytes() for name in os.listdir()}
+
+    def no_work(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the work started before the input was checked")
+
+    monkeypatch.setattr(generating, "sample", no_work)
+    argv, expected = BAD[case]
+    code, out, err = fastdiff(*argv)
+    assert code in (1, 2) and out == ""
+    assert err.count("\n") == 1 and err.startswith("fastdiff"), err
+    assert expected in err
+    assert {name: Path(name).read_bytes() for name in os.listdir()} == before
+
+
+def test_unwritable_folder(
+    fastdiff: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as root, a folder's permissions would not hold
+    code, out, err = fastdiff("generate", "--steps", "1", "--out", "x.png")
+    assert (code, out) == (1, "") and "not writable" in err and err.count("\n") == 1
+
+
+def test_full_disk(fastdiff: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = fastdiff("generate", "--steps", "1", "--out", "x.png")
+    assert code == 1 and "disk is full" in err and err.count("\n") == 1
+    assert os.listdir() == []
+
+
+def test_a_recipe_of_another_checkpoint_asks_for_it(
+    fastdiff: Callable[..., tuple[int, str, str]], tiny: Path, tmp_path: Path
+) -> None:
+    other = models.load(tiny)
+    other.stem.bias += 1.0
+    models.save(tmp_path / "other.safetensors", other)
+    assert fastdiff("generate", "--model", "other.safetensors", "--steps", "1", "--out", "a.png")[0] == 0
+    code, _, err = fastdiff("generate", "--recipe", "a.png", "--out", "b.png")
+    assert code == 1 and "--model" in err
+    assert fastdiff("generate", "--recipe", "a.png", "--model", "other.safetensors", "--out", "b.png")[0] == 0
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [None, [], {"steps": "x"}, {"exec": 1}, {"size": [8, 8, 8]}, {"labels": [1]}]
+)
+def test_forged_recipes_are_one_line(
+    fastdiff: Callable[..., tuple[int, str, str]], tiny: Path, arguments: object
+) -> None:
+    recipe = {"checkpoint": generating.fingerprint(models.load(tiny)), "arguments": arguments}
+    images.write_png("forged.png", np.zeros((4, 4, 3), np.uint8), recipe=recipe)
+    code, _, err = fastdiff("generate", "--recipe", "forged.png", "--out", "b.png")
+    assert code == 1 and err.count("\n") == 1 and os.listdir() == ["forged.png"]
+
+
+def test_plan_prints_rows_and_data(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = fastdiff(
+        "plan", "--sampler", "heun", "--steps", "4", "--schedule", "karras:sigma_max=15"
+    )
+    assert (code, err) == (0, "") and len(out.splitlines()) == 2 + 7
+    code, out, _ = fastdiff(
+        "plan", "--sampler", "heun", "--steps", "4", "--schedule", "flow:shift=3", "--json"
+    )
+    data = json.loads(out)
+    assert code == 0 and data["model_calls"] == 7 and len(data["levels"]) == 5 and len(data["rows"][0]) == 20
+
+
+def test_plan_draws(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    pytest.importorskip("matplotlib")
+    assert fastdiff("plan", "--plot", "levels.png")[0] == 0
+    assert images.read_image("levels.png").shape[0] == 3
+
+
+def test_plot_without_matplotlib_says_so(
+    fastdiff: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, err = fastdiff("plan", "--plot", "levels.png")
+    assert (code, out) == (1, "") and "pip install matplotlib" in err and os.listdir() == []
+
+
+def test_env_tells_which_backend_and_why(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = fastdiff("env", "--json")
+    report = json.loads(out)
+    assert code == 0 and report["versions"]["torch"] == torch.__version__
+    for op in ("solver_step", "add_noise", "group_norm_silu"):
+        assert report["ops"][f"{op} on cpu"]["float32"].split(":")[0] in ("cpp", "reference", "triton")
+    assert "solver_step on cpu" in fastdiff("env")[1]
+
+
+def test_env_prints_when_things_are_broken(
+    fastdiff: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a line\nanother")
+
+    monkeypatch.setattr(checkpoint, "BUNDLED", Path("none"))
+    for name in ("machine", "ops", "backends", "native_build"):
+        monkeypatch.setattr(env, name, broken)
+    code, out, _ = fastdiff("env")
+    assert code == 0 and out.count("RuntimeError: a line another") == 4 and "torch" in out
+
+
+def test_env_survives_a_backend_that_cannot_run() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fastdiff", "env"],
+        env={**os.environ, "FASTDIFF_BACKEND": "nonsense"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and "nonsense" in done.stdout
+
+
+def test_interrupt_exits_130_with_nothing_half_written(tmp_path: Path, tiny: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "fastdiff",
+        "generate",
+        "--model",
+        str(tiny),
+        "--size",
+        "512",
+        "--steps",
+        "1000",
+    ]
+    process = subprocess.Popen([*command, "--out", "x.png"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    time.sleep(8)
+    assert process.poll() is None, "it ended before it could be interrupted"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.count("\n") == 1 and "interrupted" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_and_version(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    assert fastdiff()[0] == 2
+    for argv in (
+        ["--help"],
+        ["generate", "--help"],
+        ["plan", "--help"],
+        ["env", "--help"],
+        ["train", "--help"],
+    ):
+        code, out, _ = fastdiff(*argv)
+        assert code == 0 and "usage: fastdiff" in out
+    assert fastdiff("--version")[1].startswith("fastdiff ")
