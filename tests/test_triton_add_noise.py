@@ -32,6 +32,11 @@ def device() -> str:
     pytest.skip("needs a GPU or TRITON_INTERPRET=1, under which test_interpreted runs it")
 
 
+def rounding(dtype: torch.dtype) -> float:
+    """Units that a store may be off by: the interpreter truncates to bfloat16, GPUs round to nearest."""
+    return 1.0 if INTERPRETED and dtype == torch.bfloat16 else 0.5
+
+
 @pytest.mark.skipif(INTERPRETED, reason="this is that run")
 def test_interpreted() -> None:
     """Triton reads TRITON_INTERPRET when it is imported, so the tests of values run in a process of their own."""
@@ -55,12 +60,13 @@ def test_interpreted() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_device_values(name: str, dtype: torch.dtype, device: str) -> None:
-    check_values(kernel.launch, CASES[name], dtype, device)
+    check_values(kernel.launch, CASES[name], dtype, device, rounding=rounding(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_device_far_from_zero(dtype: torch.dtype, device: str) -> None:
-    check_values(kernel.launch, CASES["rows_off_the_vectors"], dtype, device, mean=1000.0)
+    case = CASES["rows_off_the_vectors"]
+    check_values(kernel.launch, case, dtype, device, mean=1000.0, rounding=rounding(dtype))
 
 
 def test_device_specials_stay_put(device: str) -> None:
@@ -112,12 +118,11 @@ needs_compiler = pytest.mark.skipif(INTERPRETED, reason="the interpreter has no 
 
 
 @needs_compiler
-@pytest.mark.parametrize("weights", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("arch", [80, 90])
-def test_compiles_to_vector_code(arch: int, dtype: torch.dtype, weights: torch.dtype, tmp_path: Path) -> None:
+def test_compiles_to_vector_code(arch: int, dtype: torch.dtype, tmp_path: Path) -> None:
     """128 bits at a time both ways, no spills, and rounding to nearest at the store."""
-    result = compiled(arch, dtype, aligned=True, weights=weights)
+    result = compiled(arch, dtype, aligned=True)
     (tmp_path / "kernel.cubin").write_bytes(result.asm["cubin"])
     (code,) = sass.read(tmp_path / "kernel.cubin", f"sm_{arch}")
     sass.assert_no_spills(code, registers=64)
@@ -129,10 +134,11 @@ def test_compiles_to_vector_code(arch: int, dtype: torch.dtype, weights: torch.d
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("arch", [80, 90])
-def test_compiles_for_odd_samples(arch: int, dtype: torch.dtype, tmp_path: Path) -> None:
-    (tmp_path / "kernel.cubin").write_bytes(compiled(arch, dtype, aligned=False).asm["cubin"])
+def test_compiles_for_odd_samples(arch: int, tmp_path: Path) -> None:
+    """And with weights in float64."""
+    result = compiled(arch, torch.bfloat16, aligned=False, weights=torch.float64)
+    (tmp_path / "kernel.cubin").write_bytes(result.asm["cubin"])
     (code,) = sass.read(tmp_path / "kernel.cubin", f"sm_{arch}")
     sass.assert_no_spills(code, registers=64)
 
