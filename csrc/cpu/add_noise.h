@@ -16,11 +16,12 @@ void add_noise_of(const AddNoise& args, int64_t begin, int64_t end) {
         const int64_t stop = next < end ? next : end;
         const float alpha = args.alpha[sample * args.alpha_step];
         const float sigma = args.sigma[sample * args.sigma_step];
-        for_tiles(begin, stop, [&](auto whole, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
-            Tile data = load_tile<decltype(whole)::value>(x0 + i, count);
-            const Tile drawn = load_tile<decltype(whole)::value>(noise + i, count);
-            for (int j = 0; j < kUnroll; ++j) data.v[j] = alpha * data.v[j] + sigma * drawn.v[j];
-            store_tile<decltype(whole)::value>(out + i, data, count);
+        for_pieces(begin, stop, [&](auto piece, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
+            using P = decltype(piece);
+            auto data = load_tile<P>(x0 + i, count);
+            const auto drawn = load_tile<P>(noise + i, count);
+            for (int j = 0; j < P::unroll; ++j) data.v[j] = alpha * data.v[j] + sigma * drawn.v[j];
+            store_tile<P>(out + i, data, count);
         });
         begin = stop;
     }

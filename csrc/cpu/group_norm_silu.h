@@ -20,22 +20,20 @@ struct Moments {
 
 template <class T>
 Moments block_moments(const T* p, int64_t size) {
-    Tile total = {};
-    for_tiles(0, size, [&](auto whole, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
-        const Tile x = load_tile<decltype(whole)::value>(p + i, count);  // past the end: 0
-        for (int j = 0; j < kUnroll; ++j) total.v[j] += x.v[j];
+    Tile<kUnroll> total = {};
+    for_pieces(0, size, [&](auto piece, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
+        using P = decltype(piece);
+        const auto x = load_tile<P>(p + i, count);  // past the end: 0
+        for (int j = 0; j < P::unroll; ++j) total.v[j] += x.v[j];
     });
     const float mean = sum((total.v[0] + total.v[1]) + (total.v[2] + total.v[3])) / size;
-    Tile first = {}, second = {};
-    for_tiles(0, size, [&](auto whole, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
-        Tile x = load_tile<decltype(whole)::value>(p + i, count);
-        if constexpr (!decltype(whole)::value) {  // past the end: the mean, which deviates by 0
-            float padded[kTile];
-            store_tile<true>(padded, x, kTile);
-            for (int64_t e = count; e < kTile; ++e) padded[e] = mean;
-            x = load_tile<true>(padded, kTile);
-        }
-        for (int j = 0; j < kUnroll; ++j) {
+    Tile<kUnroll> first = {}, second = {};
+    for_pieces(0, size, [&](auto piece, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
+        using P = decltype(piece);
+        auto x = load_tile<P>(p + i, count);
+        if constexpr (!P::whole)
+            for (int64_t e = count; e < kLanes; ++e) x.v[0][e] = mean;  // past the end: no deviation
+        for (int j = 0; j < P::unroll; ++j) {
             const Floats d = x.v[j] - mean;
             first.v[j] += d;
             second.v[j] += d * d;
@@ -94,12 +92,13 @@ void group_norm_silu_of(const GroupNormSilu& args, int64_t begin, int64_t end) {
         const double rstd = finish(args, m, group);
         for (int64_t c = 0; c < per_group; ++c) {
             const Affine f(args, m.mean, rstd, group % args.groups * per_group + c);
-            for_tiles(
+            for_pieces(
                 c * args.size, (c + 1) * args.size,
-                [&](auto whole, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
-                    Tile t = load_tile<decltype(whole)::value>(x + i, count);
-                    for (int j = 0; j < kUnroll; ++j) t.v[j] = silu((t.v[j] - f.mean) * f.scale + f.shift);
-                    store_tile<decltype(whole)::value>(y + i, t, count);
+                [&](auto piece, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
+                    using P = decltype(piece);
+                    auto t = load_tile<P>(x + i, count);
+                    for (int j = 0; j < P::unroll; ++j) t.v[j] = silu((t.v[j] - f.mean) * f.scale + f.shift);
+                    store_tile<P>(y + i, t, count);
                 });
         }
     }
@@ -107,27 +106,28 @@ void group_norm_silu_of(const GroupNormSilu& args, int64_t begin, int64_t end) {
 
 // --- channels last: moments of each channel over a chunk of pixels, then of each group, then the values ---
 
-template <bool whole, class T>
+template <class P, class T>
 FASTDIFF_INLINE void column_moments(
     const T* x, int64_t stride, int64_t rows, double before, double* mean, double* squares, int64_t count) {
-    Tile total = {}, first = {}, second = {};
+    Tile<P::unroll> total = {}, first = {}, second = {};
     for (int64_t r = 0; r < rows; ++r) {
-        const Tile t = load_tile<whole>(x + r * stride, count);
-        for (int j = 0; j < kUnroll; ++j) total.v[j] += t.v[j];
+        const auto t = load_tile<P>(x + r * stride, count);
+        for (int j = 0; j < P::unroll; ++j) total.v[j] += t.v[j];
     }
-    for (int j = 0; j < kUnroll; ++j) total.v[j] /= static_cast<float>(rows);
+    for (int j = 0; j < P::unroll; ++j) total.v[j] /= static_cast<float>(rows);
     for (int64_t r = 0; r < rows; ++r) {
-        const Tile t = load_tile<whole>(x + r * stride, count);
-        for (int j = 0; j < kUnroll; ++j) {
+        const auto t = load_tile<P>(x + r * stride, count);
+        for (int j = 0; j < P::unroll; ++j) {
             const Floats d = t.v[j] - total.v[j];
             first.v[j] += d;
             second.v[j] += d * d;
         }
     }
+    using Whole = Piece<P::unroll, true>;
     float means[kTile], rests[kTile], sums[kTile];
-    store_tile<true>(means, total, kTile);
-    store_tile<true>(rests, first, kTile);
-    store_tile<true>(sums, second, kTile);
+    store_tile<Whole>(means, total, kTile);
+    store_tile<Whole>(rests, first, kTile);
+    store_tile<Whole>(sums, second, kTile);
     const double n = rows, all = before + n;
     for (int64_t c = 0; c < count; ++c) {
         const double rest = rests[c], m = means[c] + rest / n, delta = m - mean[c];
@@ -149,8 +149,8 @@ void moments_of(const GroupNormSilu& args, int64_t begin, int64_t end) {
         for (int64_t c = 0; c < 2 * channels; ++c) mean[c] = 0;
         for (int64_t row = from; row < to; row += kRows) {
             const int64_t rows = to - row < kRows ? to - row : kRows;
-            for_tiles(0, channels, [&](auto whole, int64_t c, int64_t count) FASTDIFF_INLINE_LAMBDA {
-                column_moments<decltype(whole)::value>(
+            for_pieces(0, channels, [&](auto piece, int64_t c, int64_t count) FASTDIFF_INLINE_LAMBDA {
+                column_moments<decltype(piece)>(
                     x + row * channels + c, channels, rows, static_cast<double>(row - from), mean + c,
                     squares + c, count);
             });
@@ -199,15 +199,15 @@ void apply_of(const GroupNormSilu& args, int64_t begin, int64_t end) {
             const int64_t offset = (sample * args.size + row) * channels;
             const T* x = static_cast<const T*>(args.x) + offset;
             T* y = static_cast<T*>(args.y) + offset;
-            for_tiles(0, channels, [&](auto whole, int64_t c, int64_t count) FASTDIFF_INLINE_LAMBDA {
-                constexpr bool all = decltype(whole)::value;
-                Tile t = load_tile<all>(x + c, count);
-                const Tile center = load_tile<all>(mean + c, count);
-                const Tile scale = load_tile<all>(mean + channels + c, count);
-                const Tile shift = load_tile<all>(mean + 2 * channels + c, count);
-                for (int j = 0; j < kUnroll; ++j)
+            for_pieces(0, channels, [&](auto piece, int64_t c, int64_t count) FASTDIFF_INLINE_LAMBDA {
+                using P = decltype(piece);
+                auto t = load_tile<P>(x + c, count);
+                const auto center = load_tile<P>(mean + c, count);
+                const auto scale = load_tile<P>(mean + channels + c, count);
+                const auto shift = load_tile<P>(mean + 2 * channels + c, count);
+                for (int j = 0; j < P::unroll; ++j)
                     t.v[j] = silu((t.v[j] - center.v[j]) * scale.v[j] + shift.v[j]);
-                store_tile<all>(y + c, t, count);
+                store_tile<P>(y + c, t, count);
             });
         }
     }

@@ -5,62 +5,64 @@
 namespace fastdiff {
 namespace FASTDIFF_LEVEL {
 
-FASTDIFF_INLINE void add(Tile& total, float weight, const Tile& term) {
-    for (int j = 0; j < kUnroll; ++j) total.v[j] += weight * term.v[j];
+template <int unroll>
+FASTDIFF_INLINE void add(Tile<unroll>& total, float weight, const Tile<unroll>& term) {
+    for (int j = 0; j < unroll; ++j) total.v[j] += weight * term.v[j];
 }
 
-FASTDIFF_INLINE void clamp(Tile& data, float lo, float hi) {  // NaN stays NaN
+template <int unroll>
+FASTDIFF_INLINE void clamp(Tile<unroll>& data, float lo, float hi) {  // NaN stays NaN
     const Floats low = splat(lo), high = splat(hi);
-    for (int j = 0; j < kUnroll; ++j) {
+    for (int j = 0; j < unroll; ++j) {
         data.v[j] = select(data.v[j] < low, low, data.v[j]);
         data.v[j] = select(data.v[j] > high, high, data.v[j]);
     }
 }
 
-template <bool whole, class Output>
-FASTDIFF_INLINE Tile denoised(const SolverStep& s, const Tile& x, int64_t i, int64_t count) {
-    Tile data = {};
-    if (s.output) add(data, s.g, load_tile<whole>(static_cast<const Output*>(s.output) + i, count));
-    if (s.uncond) add(data, s.g_uncond, load_tile<whole>(static_cast<const Output*>(s.uncond) + i, count));
+template <class P, class Output>
+FASTDIFF_INLINE Tile<P::unroll> denoised(const SolverStep& s, const Tile<P::unroll>& x, int64_t i, int64_t count) {
+    Tile<P::unroll> data = {};
+    if (s.output) add(data, s.g, load_tile<P>(static_cast<const Output*>(s.output) + i, count));
+    if (s.uncond) add(data, s.g_uncond, load_tile<P>(static_cast<const Output*>(s.uncond) + i, count));
     if (s.output || s.uncond)
-        for (int j = 0; j < kUnroll; ++j) data.v[j] *= s.q;
+        for (int j = 0; j < P::unroll; ++j) data.v[j] *= s.q;
     if (s.p != 0) add(data, s.p, x);
     if (s.clamps) clamp(data, s.lo, s.hi);
     if (s.bound)
-        for (int j = 0; j < kUnroll; ++j) data.v[j] /= s.hi;
+        for (int j = 0; j < P::unroll; ++j) data.v[j] /= s.hi;
     return data;
 }
 
 // Every read of an element comes before its first write: x_next may be x, and value may be a slot of the history.
-template <bool whole, class Output, class Input>
+template <class P, class Output, class Input>
 FASTDIFF_INLINE void step_tile(const SolverStep& s, int64_t i, int64_t count) {
-    const Tile x = load_tile<whole>(s.x + i, count);
-    Tile next = {}, value = {};
+    const auto x = load_tile<P>(s.x + i, count);
+    Tile<P::unroll> next = {}, value = {};
     if (s.a != 0) add(next, s.a, x);
-    if (s.anchor) add(next, s.b, load_tile<whole>(s.anchor + i, count));
-    if (s.h1) add(next, s.c1, load_tile<whole>(s.h1 + i, count));
-    if (s.h2) add(next, s.c2, load_tile<whole>(s.h2 + i, count));
-    if (s.h3) add(next, s.c3, load_tile<whole>(s.h3 + i, count));
-    if (s.noise) add(next, s.n, load_tile<whole>(s.noise + i, count));
+    if (s.anchor) add(next, s.b, load_tile<P>(s.anchor + i, count));
+    if (s.h1) add(next, s.c1, load_tile<P>(s.h1 + i, count));
+    if (s.h2) add(next, s.c2, load_tile<P>(s.h2 + i, count));
+    if (s.h3) add(next, s.c3, load_tile<P>(s.h3 + i, count));
+    if (s.noise) add(next, s.n, load_tile<P>(s.noise + i, count));
     if (s.call) {
-        if (s.w != 0) add(value, s.w, denoised<whole, Output>(s, x, i, count));
+        if (s.w != 0) add(value, s.w, denoised<P, Output>(s, x, i, count));
         if (s.u != 0) add(value, s.u, x);
         if (s.c0 != 0) add(next, s.c0, value);
-        if (s.value) store_tile<whole>(s.value + i, value, count);
+        if (s.value) store_tile<P>(s.value + i, value, count);
     }
-    store_tile<whole>(s.x_next + i, next, count);
-    if (s.anchor_next) store_tile<whole>(s.anchor_next + i, next, count);
+    store_tile<P>(s.x_next + i, next, count);
+    if (s.anchor_next) store_tile<P>(s.anchor_next + i, next, count);
     if (!s.input) return;
-    for (int j = 0; j < kUnroll; ++j) next.v[j] *= s.k;
-    store_tile<whole>(static_cast<Input*>(s.input) + i, next, count);
-    if (s.input_twin) store_tile<whole>(static_cast<Input*>(s.input_twin) + i, next, count);
+    for (int j = 0; j < P::unroll; ++j) next.v[j] *= s.k;
+    store_tile<P>(static_cast<Input*>(s.input) + i, next, count);
+    if (s.input_twin) store_tile<P>(static_cast<Input*>(s.input_twin) + i, next, count);
 }
 
 template <class Output, class Input>
 void step_range(const SolverStep& args, int64_t begin, int64_t end) {
     const SolverStep s = args;  // a local copy: stores through float* cannot alias it
-    for_tiles(begin, end, [&](auto whole, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
-        step_tile<decltype(whole)::value, Output, Input>(s, i, count);
+    for_pieces(begin, end, [&](auto piece, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
+        step_tile<decltype(piece), Output, Input>(s, i, count);
     });
 }
 

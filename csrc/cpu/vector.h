@@ -1,5 +1,5 @@
-// Vectors of floats in the compiler's own vector types, so that one source serves every instruction set. A tile is four
-// vectors: wide enough to hide latencies and to share the branches of a row among many elements.
+// Vectors of floats in the compiler's own vector types, so that one source serves every instruction set. A tile is up to
+// four vectors: enough to hide latencies and to share the branches of a row among many elements.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 #include "kernels.h"
 
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -27,13 +27,21 @@ constexpr int kLanes = 4;
 
 typedef float Floats __attribute__((vector_size(kLanes * 4)));
 typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t Shorts __attribute__((vector_size(kLanes * 2)));
 
+// A piece of a row that is handled at once: four vectors, one vector, or (whole: false) less than one.
+template <int vectors, bool is_whole>
+struct Piece {
+    static constexpr int unroll = vectors;
+    static constexpr bool whole = is_whole;
+};
 constexpr int kUnroll = 4;
 constexpr int kTile = kUnroll * kLanes;
 
+template <int unroll>
 struct Tile {
-    Floats v[kUnroll];
+    Floats v[unroll];
 };
 
 struct Half {
@@ -46,10 +54,8 @@ struct Bfloat {
 FASTDIFF_INLINE Floats splat(float value) { return value - Floats{}; }
 FASTDIFF_INLINE Ints bits(Floats v) { return reinterpret_cast<Ints>(v); }
 FASTDIFF_INLINE Floats floats(Ints v) { return reinterpret_cast<Floats>(v); }
-FASTDIFF_INLINE Floats select(Ints mask, Floats yes, Floats no) {
-    return floats((mask & bits(yes)) | (~mask & bits(no)));
-}
-FASTDIFF_INLINE Ints select(Ints mask, Ints yes, Ints no) { return (mask & yes) | (~mask & no); }
+FASTDIFF_INLINE Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
+FASTDIFF_INLINE Ints select(Ints mask, Ints yes, Ints no) { return mask ? yes : no; }
 
 template <class To, class From>
 FASTDIFF_INLINE To load_as(const From* p) {
@@ -60,13 +66,33 @@ FASTDIFF_INLINE To load_as(const From* p) {
 
 // --- 16-bit floats ---
 
-FASTDIFF_INLINE Floats widen(Shorts h, Bfloat) { return floats(__builtin_convertvector(h, Ints) << 16); }
+#if defined(__AVX512F__)
+FASTDIFF_INLINE Words extend(Shorts h) {
+    return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(h)));
+}
+FASTDIFF_INLINE Shorts truncate(Words w) {
+    return reinterpret_cast<Shorts>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(w)));
+}
+#elif defined(__AVX2__)
+FASTDIFF_INLINE Words extend(Shorts h) {
+    return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(h)));
+}
+FASTDIFF_INLINE Shorts truncate(Words w) {  // w < 2^16
+    const __m256i v = reinterpret_cast<__m256i>(w);
+    return reinterpret_cast<Shorts>(_mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+}
+#else
+FASTDIFF_INLINE Words extend(Shorts h) { return __builtin_convertvector(h, Words); }
+FASTDIFF_INLINE Shorts truncate(Words w) { return __builtin_convertvector(w, Shorts); }
+#endif
+
+FASTDIFF_INLINE Floats widen(Shorts h, Bfloat) { return reinterpret_cast<Floats>(extend(h) << 16); }
 
 FASTDIFF_INLINE Shorts narrow(Floats v, Bfloat) {
-    const Ints b = bits(v);
-    const Ints rounded = b + 0x7fff + ((b >> 16) & 1);  // to nearest, ties to even
-    const Ints is_nan = (b & 0x7fffffff) > 0x7f800000;
-    return __builtin_convertvector(select(is_nan, Ints{} + 0x7fc0, (rounded >> 16) & 0xffff), Shorts);
+    const Words b = reinterpret_cast<Words>(v);
+    const Words rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;  // to nearest, ties to even
+    const Ints kept = v == v ? reinterpret_cast<Ints>(rounded) : Ints{} + 0x7fc0;
+    return truncate(reinterpret_cast<Words>(kept));
 }
 
 #if defined(__AVX512F__)
@@ -85,7 +111,7 @@ FASTDIFF_INLINE Shorts narrow(Floats v, Half) {
 }
 #else
 FASTDIFF_INLINE Floats widen(Shorts h, Half) {
-    const Ints b = __builtin_convertvector(h, Ints);
+    const Ints b = reinterpret_cast<Ints>(extend(h));
     const Ints magnitude = (b & 0x7fff) << 13;
     const Floats finite = floats(magnitude) * 0x1p112f;  // moves the exponent's bias; exact for subnormals too
     const Ints special = magnitude >= (0x7c00 << 13);
@@ -101,11 +127,11 @@ FASTDIFF_INLINE Shorts narrow(Floats v, Half) {
     const Ints infinite = magnitude >= 0x477ff000;  // 65520 and above round to infinity
     const Ints nan = magnitude > 0x7f800000;
     const Ints h = select(nan, Ints{} + 0x7e00, select(infinite, Ints{} + 0x7c00, finite));
-    return __builtin_convertvector(h | ((b >> 16) & 0x8000), Shorts);
+    return truncate(reinterpret_cast<Words>(h | ((b >> 16) & 0x8000)));
 }
 #endif
 
-// --- loads and stores of a tile, whole or its first `count` elements ---
+// --- loads and stores of a piece ---
 
 FASTDIFF_INLINE Floats load(const float* p) { return load_as<Floats>(p); }
 template <class T>
@@ -119,41 +145,65 @@ FASTDIFF_INLINE void store(T* p, Floats v) {
     std::memcpy(p, &h, sizeof(h));
 }
 
-template <bool whole, class T>
-FASTDIFF_INLINE Tile load_tile(const T* p, int64_t count) {
-    Tile tile;
-    if constexpr (whole) {
-        for (int j = 0; j < kUnroll; ++j) tile.v[j] = load(p + j * kLanes);
+// The first `count` elements of a vector; the others load as 0 and are not stored.
+#if defined(__AVX512F__)
+FASTDIFF_INLINE uint16_t first(int64_t count) { return static_cast<uint16_t>((1u << count) - 1); }
+FASTDIFF_INLINE Floats load_part(const float* p, int64_t count) {
+    return reinterpret_cast<Floats>(_mm512_maskz_loadu_ps(first(count), p));
+}
+template <class T>
+FASTDIFF_INLINE Floats load_part(const T* p, int64_t count) {
+    return widen(reinterpret_cast<Shorts>(_mm256_maskz_loadu_epi16(first(count), p)), T{});
+}
+FASTDIFF_INLINE void store_part(float* p, Floats v, int64_t count) {
+    _mm512_mask_storeu_ps(p, first(count), reinterpret_cast<__m512>(v));
+}
+template <class T>
+FASTDIFF_INLINE void store_part(T* p, Floats v, int64_t count) {
+    _mm256_mask_storeu_epi16(p, first(count), reinterpret_cast<__m256i>(narrow(v, T{})));
+}
+#else
+template <class T>
+FASTDIFF_INLINE Floats load_part(const T* p, int64_t count) {
+    T padded[kLanes] = {};
+    std::memcpy(padded, p, count * sizeof(T));
+    return load(padded);
+}
+template <class T>
+FASTDIFF_INLINE void store_part(T* p, Floats v, int64_t count) {
+    T padded[kLanes];
+    store(padded, v);
+    std::memcpy(p, padded, count * sizeof(T));
+}
+#endif
+
+template <class P, class T>
+FASTDIFF_INLINE Tile<P::unroll> load_tile(const T* p, int64_t count) {
+    Tile<P::unroll> tile;
+    if constexpr (P::whole) {
+        for (int j = 0; j < P::unroll; ++j) tile.v[j] = load(p + j * kLanes);
     } else {
-        T padded[kTile] = {};
-        std::memcpy(padded, p, count * sizeof(T));
-        for (int j = 0; j < kUnroll; ++j) tile.v[j] = load(padded + j * kLanes);
+        tile.v[0] = load_part(p, count);
     }
     return tile;
 }
 
-template <bool whole, class T>
-FASTDIFF_INLINE void store_tile(T* p, const Tile& tile, int64_t count) {
-    if constexpr (whole) {
-        for (int j = 0; j < kUnroll; ++j) store(p + j * kLanes, tile.v[j]);
+template <class P, class T>
+FASTDIFF_INLINE void store_tile(T* p, const Tile<P::unroll>& tile, int64_t count) {
+    if constexpr (P::whole) {
+        for (int j = 0; j < P::unroll; ++j) store(p + j * kLanes, tile.v[j]);
     } else {
-        T padded[kTile];
-        for (int j = 0; j < kUnroll; ++j) store(padded + j * kLanes, tile.v[j]);
-        std::memcpy(p, padded, count * sizeof(T));
+        store_part(p, tile.v[0], count);
     }
 }
 
-template <bool constant>
-struct Constant {
-    static constexpr bool value = constant;
-};
-
-// Calls body(whole_constant, offset, count) over [begin, end) tile by tile; only the last tile can be partial.
+// Calls body(piece, offset, count) over [begin, end): tiles, then single vectors, then what is left of one.
 template <class Body>
-FASTDIFF_INLINE void for_tiles(int64_t begin, int64_t end, const Body& body) {
+FASTDIFF_INLINE void for_pieces(int64_t begin, int64_t end, const Body& body) {
     int64_t i = begin;
-    for (; i + kTile <= end; i += kTile) body(Constant<true>{}, i, int64_t{kTile});
-    if (i < end) body(Constant<false>{}, i, end - i);
+    for (; i + kTile <= end; i += kTile) body(Piece<kUnroll, true>{}, i, int64_t{kTile});
+    for (; i + kLanes <= end; i += kLanes) body(Piece<1, true>{}, i, int64_t{kLanes});
+    if (i < end) body(Piece<1, false>{}, i, end - i);
 }
 
 FASTDIFF_INLINE float sum(Floats v) {
@@ -164,25 +214,33 @@ FASTDIFF_INLINE float sum(Floats v) {
 
 // --- silu ---
 
-// exp(v) to about 1 ulp; infinity above 88.4, 0 to 1e-38 below -87.3, NaN for NaN.
-FASTDIFF_INLINE Floats exp(Floats v) {
-    v = select(v > splat(89.0f), splat(89.0f), v);
-    v = select(v < splat(-87.3f), splat(-87.3f), v);
+// 2^t to about 1 ulp: infinity from 128 on, 0 below -126 or so, NaN for NaN.
+FASTDIFF_INLINE Floats exp2(Floats t) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    const Floats whole = reinterpret_cast<Floats>(_mm512_roundscale_ps(reinterpret_cast<__m512>(t), 0));
+    const Floats r = reinterpret_cast<Floats>(_mm512_reduce_ps(reinterpret_cast<__m512>(t), 0));
+#else
+    t = select(t > splat(129.0f), splat(129.0f), t);
+    t = select(t < splat(-126.0f), splat(-126.0f), t);
     const Floats magic = splat(12582912.0f);  // 1.5*2^23: adding it rounds to an integer
-    const Floats shifted = v * 1.44269504f + magic;
-    const Floats whole = shifted - magic;
-    Floats r = v - whole * 0.693145752f;  // ln 2 in two parts
-    r = r - whole * 1.42860677e-6f;
-    Floats poly = r * 1.3981999e-3f + 8.3334519e-3f;
-    poly = poly * r + 4.1665955e-2f;
-    poly = poly * r + 1.6666657e-1f;
-    poly = poly * r + 0.5f;
-    poly = poly * r + 1.0f;
-    poly = poly * r + 1.0f;
-    return poly * floats((bits(shifted) - bits(magic) + 127) << 23);
+    const Floats shifted = t + magic;
+    const Floats r = t - (shifted - magic);
+#endif
+    Floats p = r * 1.54614447e-4f + 1.34004282e-3f;  // Chebyshev fit on [-1/2, 1/2], relative error 2e-9
+    p = p * r + 9.61805668e-3f;
+    p = p * r + 5.55032723e-2f;
+    p = p * r + 2.40226509e-1f;
+    p = p * r + 6.93147207e-1f;
+    p = p * r + 1.0f;
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    return reinterpret_cast<Floats>(
+        _mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(whole)));
+#else
+    return p * floats((bits(shifted) - bits(magic) + 127) << 23);
+#endif
 }
 
-FASTDIFF_INLINE Floats silu(Floats z) { return z / (1.0f + exp(-z)); }
+FASTDIFF_INLINE Floats silu(Floats z) { return z / (1.0f + exp2(z * -1.44269504f)); }
 
 }  // namespace FASTDIFF_LEVEL
 }  // namespace fastdiff

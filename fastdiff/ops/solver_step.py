@@ -94,18 +94,52 @@ def solver_step_(
     receives k*x_next (twice). All of these are dense, laid out like x; output, uncond and noise are copied where
     they are not.
     """
-    images = {"anchor": anchor, "noise": noise}
-    check(x, table, index, {"output": output, "uncond": uncond}, images, {"bound": bound, "gain": gain})
-    check_buffers(x, history, input)
     name = backend.select("solver_step", x.device.type, x.dtype)
     if name == "reference":
+        check_step_(x, output, table, index, uncond, anchor, history, noise, bound, gain, input)
         with torch.no_grad():
             reference.solver_step_(
                 x, output, table, index, uncond=uncond, anchor=anchor, history=history, noise=noise, bound=bound,
                 gain=gain, input=input,
             )  # fmt: skip
         return
-    INPLACE[name](x, output, table, index, uncond, anchor, history, noise, bound, gain, input)
+    if output is not None and output.stride() != x.stride():
+        output = _checks.laid_out_like(output, x)
+    if uncond is not None and uncond.stride() != x.stride():
+        uncond = _checks.laid_out_like(uncond, x)
+    if noise is not None and noise.stride() != x.stride():
+        noise = _checks.laid_out_like(noise, x)
+    try:  # the kernel checks all it reads: checking here first would cost more than the step itself
+        INPLACE[name](x, output, table, index, uncond, anchor, history, noise, bound, gain, input)
+    except RuntimeError as error:
+        check_step_(x, output, table, index, uncond, anchor, history, noise, bound, gain, input)
+        raise ValueError(str(error)) from error
+    if not x.is_inference():
+        written = [t for t in (x, anchor, history, input) if t is not None]
+        torch.autograd.graph.increment_version(written)
+
+
+def check_step_(
+    x: Tensor,
+    output: Tensor | None,
+    table: Tensor,
+    index: Tensor,
+    uncond: Tensor | None,
+    anchor: Tensor | None,
+    history: Tensor | None,
+    noise: Tensor | None,
+    bound: Tensor | None,
+    gain: Tensor | None,
+    input: Tensor | None,
+) -> None:
+    """ValueError or TypeError unless the tensors of a step in place fit together."""
+    images = {"anchor": anchor, "noise": noise}
+    check(x, table, index, {"output": output, "uncond": uncond}, images, {"bound": bound, "gain": gain})
+    check_buffers(x, history, input)
+    if torch.is_grad_enabled():
+        for name, tensor in {"x": x, "output": output, "uncond": uncond, **images}.items():
+            if tensor is not None and tensor.requires_grad:
+                raise ValueError(f"{name} requires grad: use solver_step, or torch.no_grad()")
 
 
 def check(
