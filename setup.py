@@ -72,7 +72,7 @@ setup(
     package_dir={"fastdiff.kernels": "kernels", "fastdiff.csrc": "csrc"},
     package_data={
         "fastdiff": ["py.typed", "**/*.safetensors", "**/*.json", "**/*.html"],
-        "fastdiff.csrc": ["cpu/*", "cuda/*", "host/*"],
+        "fastdiff.csrc": ["*.h", "cpu/*", "cuda/*", "host/*"],
     },
     # a name for the wheel to be platform-specific; BuildNative ignores its (empty) sources
     ext_modules=[Extension("fastdiff._native", [])] if native else [],

@@ -165,7 +165,7 @@ def library_name(target: str, root: Path, torch: Torch) -> str:
     """The library's file name. It carries a hash of all that decides its contents (sources, recipe, torch, machine), so
     a stale library is never loaded."""
     digest = hashlib.sha256(f"{torch.tag} {sys.platform} {platform.machine()}".encode())
-    for path in [HERE / "_build.py", *sorted(p for p in (root / target).rglob("*") if p.is_file())]:
+    for path in [HERE / "_build.py", *sorted(root.glob("*.h")), *sorted((root / target).iterdir())]:
         digest.update(path.name.encode() + path.read_bytes())
     return f"{target}-{digest.hexdigest()[:16]}.so"
 

@@ -109,12 +109,22 @@ for dtype in DTYPES:
     check_values(op, CASES["rows_off_the_vectors"], dtype, "cpu", mean=1000.0)
     check_specials(op, dtype, "cpu")
     check_repeatable(op, dtype, "cpu")
-try:
-    op(*(torch.ones(2, dtype=torch.float64) for _ in range(4)))
-except RuntimeError as problem:
-    assert "float32, float16 and bfloat16" in str(problem), problem
-else:
-    raise AssertionError("float64 must be refused")
+image, weights = torch.ones(2, 3, 4), torch.ones(2)
+refused = {
+    "float32, float16 and bfloat16": (image.double(), image.double(), weights, weights),
+    "laid out alike": (image, torch.ones(2, 4, 3).mT, weights, weights),
+    "must be dense": (torch.ones(2, 3, 8)[..., ::2], torch.ones(2, 3, 8)[..., ::2], weights, weights),
+    "one dtype": (image, image.half(), weights, weights),
+    "one value or one a sample": (image, image, torch.ones(3), weights),
+    "alpha and sigma must be float32": (image, image, weights, weights.half()),
+}
+for message, arguments in refused.items():
+    try:
+        op(*arguments)
+    except RuntimeError as problem:
+        assert message in str(problem), problem
+    else:
+        raise AssertionError(f"accepted: {message}")
 """
 
 

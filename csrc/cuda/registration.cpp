@@ -1,20 +1,18 @@
 // All the CUDA library knows of torch: fastdiff's operations on the CUDA key, through the stable ABI.
-// fastdiff/ops has checked devices, dtypes and shapes, and made the images dense in one layout.
+// fastdiff/ops has checked its arguments and made the images dense in one layout; what is asked again here
+// keeps a direct call, such as an exported graph's, from reading beyond a tensor.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
+#include "../layout.h"
 #include "add_noise.h"
 
 namespace fastdiff::cuda {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // The caller's current stream, so that torch.cuda.stream(...) and graph capture work.
 cudaStream_t current_stream(int32_t device) {
@@ -32,16 +30,29 @@ Element element_of(const Tensor& tensor) {
         case ScalarType::BFloat16:
             return Element::kBfloat16;
         default:
-            STD_TORCH_CHECK(
-                false, "the cuda backend takes float32, float16 and bfloat16: use the reference backend");
+            throw std::runtime_error("dtype: the CUDA kernels take float32, float16 and bfloat16");
     }
 }
 
-Weight weight_of(const Tensor& values) {
-    return {values.const_data_ptr(), values.numel() == 1 ? 0 : 1, values.scalar_type() == ScalarType::Double};
+bool same_device(const Tensor& a, const Tensor& b) {
+    return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
+// values: one a sample of x0, or one for all.
+Weight weight_of(const Tensor& values, const Tensor& x0) {
+    const bool is_double = values.scalar_type() == ScalarType::Double;
+    require(
+        (is_double || values.scalar_type() == ScalarType::Float) && values.is_contiguous() &&
+            same_device(values, x0) && (values.numel() == 1 || values.numel() == size_of(x0)),
+        "alpha and sigma must be float32 or float64 on x0's device, one value or one a sample");
+    return {values.const_data_ptr(), values.numel() == 1 ? 0 : 1, is_double};
 }
 
 Tensor add_noise_cuda(const Tensor& x0, const Tensor& noise, const Tensor& alpha, const Tensor& sigma) {
+    require(is_dense(x0) && same_layout(x0, noise), "x0 and noise must be dense and laid out alike");
+    require(
+        x0.scalar_type() == noise.scalar_type() && same_device(x0, noise),
+        "x0 and noise must have one dtype and device");
     const int32_t device = x0.get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device);
     Tensor out = torch::stable::empty_like(x0);
@@ -49,9 +60,10 @@ Tensor add_noise_cuda(const Tensor& x0, const Tensor& noise, const Tensor& alpha
     args.out = out.mutable_data_ptr();
     args.x0 = x0.const_data_ptr();
     args.noise = noise.const_data_ptr();
-    args.alpha = weight_of(alpha);
-    args.sigma = weight_of(sigma);
-    args.batch = x0.size(0);
+    args.alpha = weight_of(alpha, x0);
+    args.sigma = weight_of(sigma, x0);
+    const bool one_weight = args.alpha.stride == 0 && args.sigma.stride == 0;
+    args.batch = one_weight ? 1 : size_of(x0);  // samples alike are one long sample
     args.inner = args.batch == 0 ? 0 : x0.numel() / args.batch;
     args.element = element_of(x0);
     STD_CUDA_CHECK(add_noise(args, current_stream(device)));
