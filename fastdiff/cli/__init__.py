@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from fastdiff import __version__
 from fastdiff.choices import closest
 from fastdiff.cli import env, generate, plan, train
 from fastdiff.errors import FastdiffError
@@ -49,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.version:
-        from importlib.metadata import version
-
-        print(f"fastdiff {version('fastdiff')}")
+        print(f"fastdiff {__version__}")
         return 0
     if args.command is None:
         parser.print_help()

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from fastdiff import __version__
+
 PACKAGES = (
     "fastdiff",
     "torch",
@@ -66,7 +68,7 @@ def _guarded(section: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def versions() -> dict[str, Any]:
     """Versions of Python and of the packages that matter."""
-    found: dict[str, Any] = {"python": platform.python_version()}
+    found: dict[str, Any] = {"fastdiff": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

@@ -35,7 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "(default cosine_betas)",
     )
     parser.add_argument(
-        "--prediction", default="epsilon", help="epsilon, sample, v, flow or edm (default epsilon)"
+        "--prediction",
+        help="epsilon, sample, v, flow or edm (default flow for the schedule flow, else epsilon)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print the levels and the table as one JSON object"
@@ -62,15 +63,18 @@ def build(args: argparse.Namespace) -> Plan:
     """The plan that the arguments name."""
     from fastdiff.choices import unknown
     from fastdiff.cli.spec import parse_sampler, parse_schedule
+    from fastdiff.levels import LinearPath
     from fastdiff.plan import Plan
     from fastdiff.predictions import PREDICTIONS
     from fastdiff.samplers import SAMPLERS
 
     sampler, options = parse_sampler(args.sampler)
-    if args.prediction not in PREDICTIONS:
-        raise unknown("prediction", args.prediction, PREDICTIONS)
-    levels = parse_schedule(args.schedule).levels(args.steps)
-    return Plan.build(SAMPLERS[sampler], levels, prediction=args.prediction, options=options, name=sampler)
+    schedule = parse_schedule(args.schedule)
+    prediction = args.prediction or ("flow" if isinstance(schedule.process, LinearPath) else "epsilon")
+    if prediction not in PREDICTIONS:
+        raise unknown("prediction", prediction, PREDICTIONS)
+    levels = schedule.levels(args.steps)
+    return Plan.build(SAMPLERS[sampler], levels, prediction=prediction, options=options, name=sampler)
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
