@@ -33,6 +33,7 @@ AUTOMATIC: dict[str, tuple[str, ...]] = {"cpu": ("cpp",), "cuda": ("cuda", "trit
 
 _asked: str | None = os.environ.get("FASTDIFF_BACKEND") or None
 _chosen: dict[tuple[str | None, str, str, torch.dtype], str] = {}
+_direct: set[str] = set()
 
 
 class use:
@@ -40,11 +41,10 @@ class use:
     until the block ends. Raises ValueError for an unknown name, BackendError where that backend cannot run."""
 
     def __init__(self, name: str) -> None:
-        global _asked
         if name != "auto":
             require(name)
         self.before = _asked
-        _asked = None if name == "auto" else name
+        _ask(None if name == "auto" else name)
 
     def __enter__(self) -> use:
         return self
@@ -52,8 +52,7 @@ class use:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        global _asked
-        _asked = self.before
+        _ask(self.before)
 
 
 def current() -> str:
@@ -64,6 +63,12 @@ def current() -> str:
 def select(op: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend that runs `op` on tensors of this device type and dtype."""
     return _select(_asked, op, device_type, dtype)
+
+
+def is_direct(op: str) -> bool:
+    """Whether float32 CPU tensors may go to the C++ kernel of `op` without asking `select` again: for ops whose
+    call must cost no more than a few microseconds."""
+    return op in _direct
 
 
 def explain(op: str, device_type: str, dtype: torch.dtype) -> str:
@@ -121,12 +126,18 @@ def refusal(op: str, name: str, device_type: str, dtype: torch.dtype) -> str | N
     return unavailable(name)
 
 
+def _ask(name: str | None) -> None:
+    global _asked, _direct
+    _asked = name
+    _direct = set()  # a new set: a selection under way in another thread adds to the old one
+
+
 def _candidates(asked: str | None, device_type: str) -> tuple[str, ...]:
     return (asked,) if asked else AUTOMATIC.get(device_type, ())
 
 
 def _select(asked: str | None, op: str, device_type: str, dtype: torch.dtype) -> str:
-    key = (asked, op, device_type, dtype)
+    direct, key = _direct, (asked, op, device_type, dtype)
     name = _chosen.get(key)
     if name is None:
         if asked is not None:
@@ -135,6 +146,8 @@ def _select(asked: str | None, op: str, device_type: str, dtype: torch.dtype) ->
         name = next((n for n in names if refusal(op, n, device_type, dtype) is None), "reference")
         _chosen[key] = name
         log.debug("%s on %s %s runs on %s", op, device_type, dtype, name)
+    if name == "cpp" and dtype == torch.float32 and asked == _asked:
+        direct.add(op)
     return name
 
 

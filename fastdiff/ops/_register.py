@@ -1,7 +1,8 @@
 """How an op enters PyTorch: schemas defined once, in Python, so that the package also works unbuilt.
 
-Every op has two overloads with one schema: the default one, whose C++ and CUDA kernels sit on the CPU and CUDA keys
-once the native libraries are loaded, and `.triton`. Without them both run the reference, so exported graphs work anywhere.
+Every op has two overloads with one schema: the default one, whose C++ and CUDA kernels sit on the CPU and CUDA
+keys once the native libraries are loaded, and `.triton`. Without them both run the reference, so exported graphs work
+anywhere.
 """
 
 from __future__ import annotations

@@ -94,29 +94,38 @@ def solver_step_(
     receives k*x_next (twice). All of these are dense, laid out like x; output, uncond and noise are copied where
     they are not.
     """
-    name = backend.select("solver_step", x.device.type, x.dtype)
-    if name == "reference":
-        check_step_(x, output, table, index, uncond, anchor, history, noise, bound, gain, input)
-        with torch.no_grad():
-            reference.solver_step_(
-                x, output, table, index, uncond=uncond, anchor=anchor, history=history, noise=noise, bound=bound,
-                gain=gain, input=input,
-            )  # fmt: skip
-        return
     if output is not None and output.stride() != x.stride():
         output = _checks.laid_out_like(output, x)
     if uncond is not None and uncond.stride() != x.stride():
         uncond = _checks.laid_out_like(uncond, x)
     if noise is not None and noise.stride() != x.stride():
         noise = _checks.laid_out_like(noise, x)
-    try:  # the kernel checks all it reads: checking here first would cost more than the step itself
-        INPLACE[name](x, output, table, index, uncond, anchor, history, noise, bound, gain, input)
-    except RuntimeError as error:
-        check_step_(x, output, table, index, uncond, anchor, history, noise, bound, gain, input)
-        raise ValueError(str(error)) from error
+    tensors = (x, output, table, index, uncond, anchor, history, noise, bound, gain, input)
+    if x.is_cpu and backend.is_direct("solver_step"):
+        try:  # the kernel checks all it reads: checking here first would cost more than the step itself
+            NATIVE_(*tensors)
+        except RuntimeError:
+            _checked_step_(*tensors)
+    else:
+        _checked_step_(*tensors)
     if not x.is_inference():
-        written = [t for t in (x, anchor, history, input) if t is not None]
-        torch.autograd.graph.increment_version(written)
+        torch.autograd.graph.increment_version([t for t in (x, anchor, history, input) if t is not None])
+
+
+def _checked_step_(
+    x: Tensor, output: Tensor | None, table: Tensor, index: Tensor, *rest: Tensor | None
+) -> None:
+    """The step in place with every check, on whichever backend takes it."""
+    check_step_(x, output, table, index, *rest)
+    name = backend.select("solver_step", x.device.type, x.dtype)
+    if name == "reference":
+        with torch.no_grad():
+            _reference_(x, output, table, index, *rest)
+        return
+    try:
+        INPLACE[name](x, output, table, index, *rest)
+    except RuntimeError as error:  # a layout or a missing tensor, which only the kernel knows of
+        raise ValueError(str(error)) from error
 
 
 def check_step_(
@@ -248,3 +257,4 @@ INPLACE = define(
     _reference_,
     _fake_,
 )
+NATIVE_ = INPLACE["cpp"]

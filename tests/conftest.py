@@ -1,0 +1,80 @@
+"""What the tests of the ops share: one tolerance table, the criterion, and the backends this machine can run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdiff import backend, native
+
+TOLERANCE = {
+    torch.float64: 1e-13,
+    torch.float32: 5e-7,
+    torch.float16: 5e-4,
+    torch.bfloat16: 4e-3,
+}
+"""What an op may differ from float64 beyond the criterion, relative to the largest value: about one rounding."""
+
+HALF_AND_SINGLE = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def assert_accurate(actual: Tensor, exact: Tensor, composed: Tensor) -> None:
+    """The error of actual against float64 is at most twice that of the plain PyTorch composition in actual's dtype."""
+    assert actual.shape == exact.shape
+    assert torch.isfinite(actual).all()
+    if exact.numel() == 0:
+        return
+    error = (actual.double() - exact).abs().max().item()
+    allowed = 2 * (composed.double() - exact).abs().max().item()
+    allowed += TOLERANCE[actual.dtype] * exact.abs().max().item()
+    assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
+
+
+def runnable(op: str) -> list[str]:
+    """The backends that have a kernel for op and run on this machine's CPU."""
+    candidates = ["reference", *(name for name in ("cpp", "triton") if name in backend.KERNELS[op])]
+    return [name for name in candidates if name == "reference" or not backend.unavailable(name)]
+
+
+def instruction_sets() -> list[str]:
+    """The levels of the C++ kernels that this processor has."""
+    if native.problem("cpu"):
+        return []
+    found = []
+    for name in ("generic", "avx2", "avx512"):
+        try:
+            native.set_isa(name)
+        except ValueError:
+            continue
+        found.append(name)
+    native.set_isa("")
+    return found
+
+
+@pytest.fixture(params=["reference", *(f"cpp-{isa}" for isa in instruction_sets())])
+def everywhere(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test on the reference and on the C++ kernels at every level the processor has."""
+    name, _, isa = request.param.partition("-")
+    with backend.use(name):
+        if isa:
+            native.set_isa(isa)
+        yield request.param
+        if isa:
+            native.set_isa("")
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fresh memory holds NaN, so that an element no kernel wrote shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
