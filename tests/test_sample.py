@@ -1,0 +1,280 @@
+"""fastdiff.sample: the loop, starting points, dtypes, seeds, reuse and misuse."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from oracles import execute, mixture_2d
+
+import fastdiff
+from fastdiff import schedules
+from fastdiff.plan import Plan
+from fastdiff.samplers import SAMPLERS
+
+MIXTURE = mixture_2d()
+KARRAS = schedules.karras(0.03, 14.6)
+BETAS = schedules.scaled_linear_betas()
+FLOW = schedules.flow(shift=3.0)
+CASES = {"sample": KARRAS, "edm": schedules.edm(0.01, 40.0), "epsilon": BETAS, "v": BETAS, "flow": FLOW}
+
+
+def model_of(schedule, prediction):
+    """A perfect model of the mixture, called as users call one: model(x_in, t)."""
+    output = MIXTURE.output(prediction)
+
+    def model(x, t):
+        if prediction == "edm":  # called by log(sigma) / 4
+            levels = [schedule.process.level(float(torch.exp(4 * t[0].double())))]
+        else:
+            levels = [schedule.process.level(float(t[0]))]
+        return output(x.double(), levels[0]).to(x.dtype)
+
+    return model
+
+
+def start_of(schedule, count=16, steps=20, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(7)
+    level = schedule.levels(steps)[0]
+    noise = torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    return (level.alpha * MIXTURE.draw(count, generator) + level.sigma * noise).to(dtype)
+
+
+class Recorded:
+    """A noise source that remembers, so that the oracle can be given the same noise."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(3)
+        self.drawn = []
+
+    def start(self, x):
+        return torch.randn(x.shape, generator=self.generator)
+
+    def step(self, x, span):
+        self.drawn.append(torch.randn(x.shape, generator=self.generator))
+        return self.drawn[-1]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("prediction", CASES)
+def test_fifty_steps_agree_with_the_float64_oracle(sampler, prediction):
+    """The float32 loop, kernel and all, ends within 1e-5 of the same rows walked in float64."""
+    schedule, steps = CASES[prediction], 50
+    x = start_of(schedule, steps=steps)
+    noise = Recorded()
+    plan = Plan.build(SAMPLERS[sampler], schedule.levels(steps), prediction=prediction)
+    output = MIXTURE.output(prediction)
+
+    # The oracle's model rounds as the tested one does not: both are given the same analytic float64 function.
+    calls = iter([row.level for row in plan.rows if row.call])
+
+    def model(x_in, t):
+        return output(x_in.double(), next(calls)).float()
+
+    got = fastdiff.sample(model, x, sampler=plan, noise=noise)
+    drawn = iter(noise.drawn)
+    exact = execute(plan, output, x.double(), lambda i, row: next(drawn).double())
+    assert (got.double() - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize(
+    "sampler", ["euler", "heun", "pndm", "dpmpp_2m", "unipc", "edm", "restart", "dpm_adaptive"]
+)
+def test_the_differentiable_loop_gives_the_same_bits(sampler):
+    x = start_of(KARRAS)
+    arguments = {"schedule": KARRAS, "sampler": sampler, "steps": 12, "prediction": "sample", "seed": 5}
+    plain = fastdiff.sample(model_of(KARRAS, "sample"), x, **arguments)
+    recorded = fastdiff.sample(model_of(KARRAS, "sample"), x, differentiable=True, **arguments)
+    assert torch.equal(plain, recorded)
+
+
+def test_gradients_flow_through_every_step():
+    x = start_of(KARRAS, count=4, dtype=torch.float64).requires_grad_()
+    weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    schedule = schedules.karras(0.1, 5.0)
+
+    def run(x, weight):
+        def model(x_in, t):
+            return torch.tanh(weight * x_in)
+
+        return fastdiff.sample(
+            model, x, schedule=schedule, sampler="dpmpp_2m", steps=4, prediction="sample", differentiable=True
+        )
+
+    assert torch.autograd.gradcheck(run, (x, weight))
+
+
+def test_no_gradients_are_recorded_otherwise():
+    weight = torch.ones((), requires_grad=True)
+    x = fastdiff.sample(
+        lambda x, t: weight * x / 2, (2, 3), schedule=KARRAS, steps=3, prediction="sample", seed=0
+    )
+    assert not x.requires_grad
+
+
+def test_the_starting_point_is_not_written_to():
+    x = start_of(KARRAS)
+    before = x.clone()
+    fastdiff.sample(model_of(KARRAS, "sample"), x, schedule=KARRAS, steps=5, prediction="sample")
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_model_sees_its_dtype_and_the_state_stays_float32(dtype):
+    seen = set()
+
+    def model(x, t):
+        seen.add((x.dtype, t.dtype))
+        return x / 2
+
+    x = torch.randn(2, 3, 8, 8) * 14
+    half = fastdiff.sample(model, x.to(dtype), schedule=KARRAS, steps=30, prediction="sample")
+    exact = fastdiff.sample(
+        lambda x, t: x / 2, x.to(dtype).double(), schedule=KARRAS, steps=30, prediction="sample"
+    )
+    assert seen == {(dtype, torch.float32)}
+    assert half.dtype == dtype
+    # Rounding of one output, not of thirty states.
+    assert (half.double() - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+def test_channels_last_comes_back_channels_last():
+    x = torch.randn(2, 3, 8, 6).to(memory_format=torch.channels_last)
+    options = {"schedule": KARRAS, "steps": 6, "sampler": "lms", "prediction": "sample"}
+    result = fastdiff.sample(lambda x, t: x / 3, x, **options)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(result, fastdiff.sample(lambda x, t: x / 3, x.contiguous(), **options))
+
+
+def test_a_shape_is_drawn_at_the_first_level():
+    x = fastdiff.sample(
+        lambda x, t: torch.zeros_like(x), (2000, 4), schedule=KARRAS, steps=1, prediction="sample", seed=1
+    )
+    assert torch.equal(x, torch.zeros(2000, 4))
+    seen = []
+
+    def model(x, t):
+        seen.append(x.clone())
+        return torch.zeros_like(x)
+
+    fastdiff.sample(
+        model,
+        (2000, 4),
+        schedule=KARRAS,
+        steps=2,
+        prediction="sample",
+        generator=torch.Generator().manual_seed(4),
+    )
+    expected = 14.6 * torch.randn(2000, 4, generator=torch.Generator().manual_seed(4))
+    assert torch.allclose(seen[0], expected)
+
+
+def test_per_image_seeds_do_not_depend_on_the_neighbours():
+    model = model_of(KARRAS, "sample")
+    options = {"schedule": KARRAS, "sampler": "dpmpp_2m_sde", "steps": 10, "prediction": "sample"}
+    together = fastdiff.sample(model, (3, 2), seed=[11, 12, 13], **options)
+    alone = fastdiff.sample(model, (1, 2), seed=[12], **options)
+    assert torch.equal(together[1:2], alone)
+    swapped = fastdiff.sample(model, (3, 2), seed=[13, 12, 11], **options)
+    assert torch.equal(together.flip(0), swapped)
+
+
+def test_a_plan_can_be_walked_again_and_shared_by_threads():
+    plan = Plan.build(SAMPLERS["dpmpp_2m_sde"], KARRAS.levels(12), prediction="sample")
+    expected = [fastdiff.sample(lambda x, t: x / 2, (n + 1, 5), sampler=plan, seed=n) for n in range(8)]
+    results: dict[int, torch.Tensor] = {}
+
+    def work(n):
+        for _ in range(5):
+            results[n] = fastdiff.sample(lambda x, t: x / 2, (n + 1, 5), sampler=plan, seed=n)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(results[n], expected[n]) for n in range(8))
+
+
+def test_the_global_random_state_is_left_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    fastdiff.sample(
+        lambda x, t: x / 2, (2, 2), schedule=KARRAS, sampler="euler_ancestral", prediction="sample", seed=1
+    )
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 0.75, 1.0])
+@pytest.mark.parametrize("prediction", ["sample", "v", "flow"])
+def test_part_way_starts_from_the_noised_image(strength, prediction):
+    schedule = CASES[prediction]
+    image = MIXTURE.draw(16, torch.Generator().manual_seed(0)).float()
+    calls = []
+
+    def model(x, t):
+        calls.append((x.clone(), float(t[0])))
+        return model_of(schedule, prediction)(x, t)
+
+    result = fastdiff.sample(
+        model, image, schedule=schedule, strength=strength, steps=20, prediction=prediction, seed=2
+    )
+    assert len(calls) == int(20 * strength)
+    if strength == 0.0:
+        assert torch.equal(result, image)
+        return
+    level = schedule.levels(20)[20 - len(calls)]
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(calls[0][0], level.alpha * image + level.sigma * noise, rtol=1e-6, atol=1e-6)
+    assert calls[0][1] == pytest.approx(level.t)
+
+
+def test_an_empty_batch_and_a_single_number():
+    for shape in [(0, 3, 4), (1,)]:
+        x = fastdiff.sample(lambda x, t: x / 2, shape, schedule=KARRAS, steps=4, prediction="sample", seed=0)
+        assert x.shape == shape
+
+
+def test_models_may_return_their_input():
+    x = fastdiff.sample(lambda x, t: x, torch.ones(2, 3), schedule=KARRAS, steps=6, prediction="sample")
+    assert torch.allclose(x, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": "dpmpp2m"}, "did you mean 'dpmpp_2m'"),
+        ({"steps": 0}, "steps must be"),
+        ({"steps": -1}, "steps must be"),
+        ({"steps": 2.5}, "steps must be"),
+        ({"steps": True}, "steps must be"),
+        ({"schedule": BETAS, "steps": 1001}, "at most 1000"),
+        ({"schedule": None}, "needs a schedule"),
+        ({"prediction": "eps"}, "unknown prediction"),
+        ({"options": {"eta": 0.5}}, "no option 'eta'"),
+        ({"strength": 1.5}, "strength must lie"),
+        ({"x": torch.ones(2, 2, dtype=torch.int64)}, "float tensor"),
+        ({"x": (2, 2), "strength": 0.5}, "clean image"),
+        ({"x": ()}, "needs at least the batch"),
+        ({"clip": 1.0, "threshold": fastdiff.DynamicThreshold()}, "not both"),
+        ({"seed": 1, "generator": torch.Generator()}, "one of seed"),
+        ({"seed": [1, 2, 3], "x": (2, 2)}, "3 seeds for 2 images"),
+        ({"seed": -1}, "a seed must be"),
+        ({"model": lambda x, t: (x,)}, "returned tuple"),
+        ({"model": lambda x, t: x[:1]}, "returned shape"),
+        ({"schedule": FLOW, "prediction": "epsilon"}, "epsilon prediction says nothing"),
+        ({"guidance": fastdiff.Guidance(2.0)}, "unconditional"),
+    ],
+)
+def test_bad_arguments_are_refused_with_the_remedy(changes, message):
+    arguments = {
+        "model": lambda x, t: x / 2,
+        "x": torch.ones(2, 2),
+        "schedule": KARRAS,
+        "prediction": "sample",
+    } | changes
+    model, x = arguments.pop("model"), arguments.pop("x")
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        fastdiff.sample(model, x, **arguments)
+    assert "\n" not in str(caught.value)
