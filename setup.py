@@ -63,7 +63,13 @@ def build_library(build: ModuleType, target: str, folder: Path) -> Path:
 def packages() -> list[str]:
     """The package, its sub-packages, and kernels/ and csrc/ as parts of it."""
     inside = find_namespace_packages(str(ROOT), include=["fastdiff", "fastdiff.*"])
-    return [*inside, "fastdiff.kernels", "fastdiff.csrc"]
+    sources = [f"fastdiff.{p.relative_to(ROOT).as_posix().replace('/', '.')}" for p in folders(ROOT / "csrc")]
+    return [*inside, "fastdiff.kernels", *sources]
+
+
+def folders(top: Path) -> list[Path]:
+    """A folder and all below it."""
+    return [top, *sorted(path for path in top.rglob("*") if path.is_dir())]
 
 
 native = importlib.util.find_spec("torch") is not None
@@ -72,7 +78,7 @@ setup(
     package_dir={"fastdiff.kernels": "kernels", "fastdiff.csrc": "csrc"},
     package_data={
         "fastdiff": ["py.typed", "**/*.safetensors", "**/*.json", "**/*.html"],
-        "fastdiff.csrc": ["*.h", "cpu/*", "cuda/*", "host/*"],
+        "": ["*.h", "*.cpp", "*.cu", "*.cuh"],
     },
     # a name for the wheel to be platform-specific; BuildNative ignores its (empty) sources
     ext_modules=[Extension("fastdiff._native", [])] if native else [],

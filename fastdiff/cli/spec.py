@@ -34,6 +34,11 @@ def parse_schedule(text: str) -> Schedule:
 
 def parse_sampler(text: str) -> tuple[str, dict[str, Any]]:
     """The sampler's name and its options. Raises ValueError for an unknown name or option."""
+    if text.partition(":")[0] == "dpm_adaptive":
+        raise ValueError(
+            "sampler 'dpm_adaptive' chooses its steps as it goes, so there is no plan of it: "
+            "use it in Python, fastdiff.sample(..., sampler='dpm_adaptive')"
+        )
     return parse("sampler", text, SAMPLERS)
 
 
@@ -43,7 +48,7 @@ def parse(kind: str, text: str, known: Mapping[str, Callable[..., Any]]) -> tupl
     if name not in known:
         raise unknown(kind, name, known)
     parameters = inspect.signature(known[name]).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    defaults = {p.name: p.default for p in parameters if isinstance(p.default, (str, int, float, type(None)))}
     options = {}
     for item in filter(None, rest.split(",")):
         key, _, value = (part.strip() for part in item.partition("="))
