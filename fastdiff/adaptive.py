@@ -7,15 +7,18 @@ that gives the lower-order result to compare with.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastdiff.choices import unknown
 from fastdiff.executor import Run, Setting
 from fastdiff.levels import Level
-from fastdiff.plan import Plan, Row
+from fastdiff.plan import Plan, Row, tail
+from fastdiff.predictions import Prediction
 from fastdiff.samplers._moves import ancestral_split, first_order
 
 NAME = "dpm_adaptive"
@@ -24,7 +27,7 @@ MAX_ATTEMPTS = 10_000
 
 @dataclass
 class StepSize:
-    """A PID controller of the step h in lam = log(alpha / sigma) (as in k-diffusion)."""
+    """A PID controller of the step h in lam, as in k-diffusion."""
 
     h: float
     order: float
@@ -46,53 +49,94 @@ class StepSize:
         return accepted
 
 
-def walk(
-    plan: Plan,
-    x: Tensor,
-    setting: Setting,
-    *,
-    order: int = 3,
-    rtol: float = 0.05,
-    atol: float = 0.0078,
-    h_init: float = 0.05,
-    pcoeff: float = 0.0,
-    icoeff: float = 1.0,
-    dcoeff: float = 0.0,
-    accept_safety: float = 0.81,
-    eta: float = 0.0,
-    s_noise: float = 1.0,
-) -> Tensor:
-    """From the first level of `plan` to its last but one by error-controlled steps, then to the last by one plain step.
-
-    order: 2 (DPM-Solver-12) or 3 (-23). rtol, atol: tolerance of a step, relative and absolute. h_init: first step in
-    lam. pcoeff, icoeff, dcoeff, accept_safety: the controller. eta, s_noise: fresh noise, as in the ancestral samplers.
-    One step size serves the whole batch, so that here an image does depend on its neighbours.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """order: 2 (DPM-Solver-12) or 3 (-23). rtol, atol: tolerance of a step, relative and absolute. h_init: the first
+    step in lam. pcoeff, icoeff, dcoeff, accept_safety: the controller. eta, s_noise: fresh noise, as in ancestral
+    samplers. Defaults are k-diffusion's.
     """
-    if order not in (2, 3):
-        raise ValueError(f"order of {NAME} must be 2 or 3, got {order!r}")
-    if not (rtol > 0 and atol >= 0 and h_init > 0):
-        raise ValueError(f"{NAME} needs rtol > 0, atol >= 0 and h_init > 0, got {rtol}, {atol} and {h_init}")
-    if len(plan.levels) < 2:
-        return x
-    level, *inner, last = plan.levels
-    if not level.alpha and inner:  # pure noise: one plain step to where lam is finite
-        x = _run(plan, [first_order(level, inner[0])], x, setting)[-1]
-        level = inner[0]
-    before, end = x, inner[-1] if inner else level
-    size = StepSize(h_init, 1.5 if eta else order, pcoeff, icoeff, dcoeff, accept_safety)
-    for _ in range(MAX_ATTEMPTS):
-        if level.lam >= end.lam - 1e-5:
-            return _run(plan, [first_order(level, last)], x, setting)[-1]
-        to = end if level.lam + size.h >= end.lam else level.at(math.exp(-level.lam - size.h))
-        carried, fresh = ancestral_split(level, to, eta)
-        down = to if not fresh else to.at(max(carried / to.alpha, end.ratio))
-        states = _run(plan, list(attempt(level, down, order)), x, setting)
-        low, high = states[-1], states[-2]
-        if size.accepts(_error(low, high, before, rtol, atol)):
-            before, x, level = low, high, to
-            if down.ratio < to.ratio:
-                x = _run(plan, [_renoise(down, to, s_noise)], x, setting)[-1]
-    raise ValueError(f"{NAME} made no headway in {MAX_ATTEMPTS} steps: raise rtol or atol")
+
+    order: int = 3
+    rtol: float = 0.05
+    atol: float = 0.0078
+    h_init: float = 0.05
+    pcoeff: float = 0.0
+    icoeff: float = 1.0
+    dcoeff: float = 0.0
+    accept_safety: float = 0.81
+    eta: float = 0.0
+    s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.order not in (2, 3):
+            raise ValueError(f"order of {NAME} must be 2 or 3, got {self.order!r}")
+        if not (self.rtol > 0 and self.atol >= 0 and self.h_init > 0):
+            raise ValueError(
+                f"{NAME} needs rtol > 0, atol >= 0 and h_init > 0, got {self.rtol}, {self.atol} and {self.h_init}"
+            )
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """From names and values; ValueError for a name that does not exist."""
+        for name in given:
+            if name not in cls.__dataclass_fields__:
+                raise unknown(f"option of {NAME}", name, cls.__dataclass_fields__)
+        return cls(**given)
+
+    def step_size(self) -> StepSize:
+        order = 1.5 if self.eta else self.order
+        return StepSize(self.h_init, order, self.pcoeff, self.icoeff, self.dcoeff, self.accept_safety)
+
+
+@dataclass(frozen=True)
+class AdaptivePlan:
+    """What `dpm_adaptive` makes of a schedule: only the ends are known. From the first level to the last but one by
+    error-controlled steps, then to the last by a plain one. One step size serves the whole batch: here an image does
+    depend on its neighbours.
+    """
+
+    levels: tuple[Level, ...]
+    prediction: Prediction
+    clip: tuple[float, float] | None = None
+    options: Options = field(default_factory=Options)
+    name: str = NAME
+    calls: None = None
+
+    def start_at(self, strength: float) -> AdaptivePlan:
+        """From the level at which the last `strength` of the schedule's steps begin."""
+        return replace(self, levels=tail(self.levels, strength))
+
+    def walk(self, x: Tensor, setting: Setting) -> Tensor:
+        """From x at the first level to the last. ValueError if the model's output is not finite."""
+        if len(self.levels) < 2:
+            return x
+        level, *inner, last = self.levels
+        if not level.alpha and inner:  # pure noise: one plain step to where lam is finite
+            x = self._run([first_order(level, inner[0])], x, setting)[-1]
+            level = inner[0]
+        end = inner[-1] if inner else level
+        x = self._controlled(level, end, x, setting)
+        return self._run([first_order(end, last)], x, setting)[-1]
+
+    def _controlled(self, level: Level, end: Level, x: Tensor, setting: Setting) -> Tensor:
+        options, size, before = self.options, self.options.step_size(), x
+        for _ in range(MAX_ATTEMPTS):
+            if level.lam >= end.lam - 1e-5:
+                return x
+            to = end if level.lam + size.h >= end.lam else level.at(math.exp(-level.lam - size.h))
+            carried, fresh = ancestral_split(level, to, options.eta)
+            down = to if not fresh else to.at(max(carried / to.alpha, end.ratio))
+            states = self._run(list(attempt(level, down, options.order)), x, setting)
+            low, high = states[-1], states[-2]
+            if size.accepts(_error(low, high, before, options.rtol, options.atol)):
+                before, x, level = low, high, to
+                if down.ratio < to.ratio:
+                    x = self._run([_renoise(down, to, options.s_noise)], x, setting)[-1]
+        raise ValueError(f"{NAME} made no headway in {MAX_ATTEMPTS} steps: raise rtol or atol")
+
+    def _run(self, rows: list[Row], x: Tensor, setting: Setting) -> list[Tensor]:
+        ends = (rows[0].level, rows[-1].to)
+        return Run(Plan(tuple(rows), ends, self.prediction, self.clip, name=NAME), x, setting).recorded()
 
 
 def attempt(a: Level, b: Level, order: int) -> Iterator[Row]:
@@ -124,11 +168,6 @@ def _renoise(down: Level, to: Level, s_noise: float) -> Row:
     keep = to.alpha / down.alpha
     noise = math.sqrt(max(0.0, to.sigma**2 - (keep * down.sigma) ** 2))
     return Row(down, to, x=keep, noise=s_noise * noise, call=False)
-
-
-def _run(plan: Plan, rows: list[Row], x: Tensor, setting: Setting) -> list[Tensor]:
-    part = replace(plan, rows=tuple(rows), levels=(rows[0].level, rows[-1].to))
-    return Run(part, x, setting).recorded()
 
 
 def _error(low: Tensor, high: Tensor, before: Tensor, rtol: float, atol: float) -> float:

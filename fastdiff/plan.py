@@ -93,9 +93,6 @@ class Plan:
         clip: bounds of the denoised image, (lo, hi) or one number c for (-c, c) (static thresholding).
         Raises ValueError if a row does not fit its neighbours, is not finite, or does not map constant data to itself.
         """
-        bounds = (-clip, clip) if isinstance(clip, (int, float)) else clip
-        if bounds is not None and not (bounds[0] < bounds[1]):
-            raise ValueError(f"clip must be a positive bound or a pair (lo, hi) with lo < hi, got {clip}")
 
         def planned(some_levels: Sequence[Level]) -> Iterable[Row]:
             return planner(tuple(some_levels), **(options or {}))
@@ -104,7 +101,7 @@ class Plan:
             rows=tuple(planned(levels)),
             levels=tuple(levels),
             prediction=resolve(prediction),
-            clip=bounds,
+            clip=clip_bounds(clip),
             planner=planned,
             name=str(name or getattr(planner, "__name__", "custom")),
         )
@@ -145,14 +142,11 @@ class Plan:
 
         strength: 0 (no steps, the image comes back) to 1 (all of them).
         """
-        if not 0.0 <= strength <= 1.0:
-            raise ValueError(f"strength must lie between 0 and 1, got {strength}")
         if self.planner is None:
             raise ValueError(
                 "this plan was not built by a planner, so it cannot start part-way: use Plan.build"
             )
-        steps = len(self.levels) - 1
-        kept = self.levels[steps - min(steps, int(steps * strength + 1e-9)) :]
+        kept = tail(self.levels, strength)
         rows = tuple(self.planner(kept)) if len(kept) > 1 else ()
         return replace(self, rows=rows, levels=kept)
 
@@ -166,6 +160,22 @@ class Plan:
             cells += [format(weight, ".5g") if weight else "." for weight in weights]
             lines.append(" ".join(f"{cell:>9}" for cell in cells))
         return "\n".join(lines)
+
+
+def tail(levels: tuple[Level, ...], strength: float) -> tuple[Level, ...]:
+    """The levels of the last `strength`, 0 to 1, of the steps, rounded down."""
+    if not 0.0 <= strength <= 1.0:
+        raise ValueError(f"strength must lie between 0 and 1, got {strength}")
+    steps = len(levels) - 1
+    return levels[steps - min(steps, int(steps * strength + 1e-9)) :]
+
+
+def clip_bounds(clip: float | tuple[float, float] | None) -> tuple[float, float] | None:
+    """(lo, hi) of the denoised image; a number c means (-c, c)."""
+    bounds = (-clip, clip) if isinstance(clip, (int, float)) else clip
+    if bounds is not None and not (bounds[0] < bounds[1]):
+        raise ValueError(f"clip must be a positive bound or a pair (lo, hi) with lo < hi, got {clip}")
+    return bounds
 
 
 def _weights(plan: Plan, i: int, slot: int) -> list[float]:

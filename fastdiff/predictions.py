@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fastdiff.choices import unknown
 from fastdiff.levels import Level
 
 
@@ -93,7 +94,5 @@ def resolve(prediction: str | Prediction) -> Prediction:
     if isinstance(prediction, Prediction):
         return prediction
     if prediction not in PREDICTIONS:
-        raise ValueError(
-            f"unknown prediction {prediction!r}: use one of {', '.join(PREDICTIONS)}, or a Prediction"
-        )
+        raise unknown("prediction", prediction, PREDICTIONS)
     return PREDICTIONS[prediction]

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from fastdiff import adaptive, ops
+from fastdiff.adaptive import AdaptivePlan, Options
 from fastdiff.calling import Model
 from fastdiff.events import Callback, Watcher
 from fastdiff.executor import Run, Setting
 from fastdiff.guidance import Guidance
 from fastdiff.levels import Level
 from fastdiff.noise import GeneratorNoise, NoiseSource, SeededNoise, generator_of
-from fastdiff.plan import Plan, Planner
+from fastdiff.plan import Plan, Planner, clip_bounds
 from fastdiff.predictions import Prediction
+from fastdiff.predictions import resolve as resolve_prediction
 from fastdiff.samplers import resolve
 from fastdiff.schedules import Schedule
 from fastdiff.thresholding import DynamicThreshold
@@ -27,7 +29,7 @@ def sample(
     x: Tensor | Sequence[int],
     *,
     schedule: Schedule | None = None,
-    sampler: str | Planner | Plan = "dpmpp_2m",
+    sampler: str | Planner | Plan | AdaptivePlan = "dpmpp_2m",
     steps: int = 20,
     prediction: str | Prediction = "epsilon",
     conditioning: Mapping[str, Any] | None = None,
@@ -73,52 +75,46 @@ def sample(
         raise ValueError("give clip or threshold, not both")
     source = noise_source(seed=seed, generator=generator, noise=noise)
     model_dtype = dtype or (x.dtype if isinstance(x, Tensor) else torch.float32)
-    adaptively = sampler == adaptive.NAME
-    plan = planned(
-        "euler" if adaptively else sampler,
-        schedule,
-        steps=steps,
-        prediction=prediction,
-        clip=clip,
-        options=None if adaptively else options,
-    )
+    plan = planned(sampler, schedule, steps=steps, prediction=prediction, clip=clip, options=options)
     plan = plan if strength is None else plan.start_at(strength)
-    name, calls = (adaptive.NAME, None) if adaptively else (plan.name, plan.calls)
     with (
         torch.set_grad_enabled(differentiable and torch.is_grad_enabled()),
-        Watcher(callback, progress=progress, calls=calls, name=name) as watcher,
+        Watcher(callback, progress=progress, calls=plan.calls, name=plan.name) as watcher,
     ):
         start = starting_point(
             x, plan.levels[0], source, strength=strength, device=device, generator=generator
         )
         setting = Setting(model, source, watcher, conditioning or {}, model_dtype, guidance, threshold)
-        if adaptively:
-            result = adaptive.walk(plan, start, setting, **(options or {}))
-        elif differentiable:
-            result = Run(plan, start, setting).recorded()[-1]
+        if isinstance(plan, AdaptivePlan):
+            result = plan.walk(start, setting)
         else:
-            result = Run(plan, start, setting).in_place()
+            run = Run(plan, start, setting)
+            result = run.recorded()[-1] if differentiable else run.in_place()
     return result.to(model_dtype if not isinstance(x, Tensor) else x.dtype)
 
 
 def planned(
-    sampler: str | Planner | Plan,
+    sampler: str | Planner | Plan | AdaptivePlan,
     schedule: Schedule | None,
     *,
     steps: int = 20,
     prediction: str | Prediction = "epsilon",
     clip: float | tuple[float, float] | None = None,
     options: Mapping[str, Any] | None = None,
-) -> Plan:
-    """The plan that `sample` walks for these arguments."""
-    if isinstance(sampler, Plan):
+) -> Plan | AdaptivePlan:
+    """The plan that `sample` walks for these arguments. Raises ValueError for any that do not fit."""
+    if isinstance(sampler, (Plan, AdaptivePlan)):
         return sampler
     if schedule is None:
         raise ValueError(
             "sample needs a schedule: pass one made by fastdiff.schedules, for example karras(0.03, 14.6)"
         )
-    planner = resolve(sampler, options)
-    return Plan.build(planner, schedule.levels(steps), prediction=prediction, clip=clip)
+    levels = schedule.levels(steps)
+    if sampler == adaptive.NAME:
+        return AdaptivePlan(
+            levels, resolve_prediction(prediction), clip_bounds(clip), Options.of(options or {})
+        )
+    return Plan.build(resolve(sampler, options), levels, prediction=prediction, clip=clip)
 
 
 def noise_source(

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff import spacings
+from fastdiff.choices import unknown
 from fastdiff.levels import DiscreteTime, Level, LinearPath, Process, VarianceExploding, clean
 
 __all__ = [
@@ -100,8 +101,7 @@ def from_alphas_cumprod(
     if spacing in spacings.RATIOS:
         low, high = process.level(0).ratio, process.level(len(process) - 1).finite().ratio
         return Schedule(process, partial(_at_ratios, spacings.RATIOS[spacing], low, high))
-    known = ", ".join([*spacings.TIMESTEPS, *spacings.RATIOS])
-    raise ValueError(f"unknown spacing {spacing!r}: use one of {known}")
+    raise unknown("spacing", spacing, [*spacings.TIMESTEPS, *spacings.RATIOS])
 
 
 def linear_betas(

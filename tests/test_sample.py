@@ -244,7 +244,7 @@ def test_models_may_return_their_input():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampler": "dpmpp2m"}, "did you mean 'dpmpp_2m'"),
+        ({"sampler": "dpmpp2m"}, "did you mean dpmpp_2m"),
         ({"steps": 0}, "steps must be"),
         ({"steps": -1}, "steps must be"),
         ({"steps": 2.5}, "steps must be"),

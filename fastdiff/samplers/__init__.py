@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from fastdiff.choices import unknown
 from fastdiff.plan import Planner
 from fastdiff.samplers.dpmpp import (
     dpmpp_2m,
@@ -60,9 +60,7 @@ def resolve(sampler: str | Planner, options: Mapping[str, Any] | None = None) ->
     """
     if isinstance(sampler, str):
         if sampler not in SAMPLERS:
-            raise ValueError(
-                f"unknown sampler {sampler!r}{did_you_mean(sampler, SAMPLERS)}; there are: {', '.join(SAMPLERS)}"
-            )
+            raise unknown("sampler", sampler, SAMPLERS)
         sampler = SAMPLERS[sampler]
     if not options:
         return sampler
@@ -76,9 +74,3 @@ def resolve(sampler: str | Planner, options: Mapping[str, Any] | None = None) ->
     bound = partial(sampler, **options)
     bound.__name__ = name  # type: ignore[attr-defined]
     return bound
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ ", did you mean 'x'?" if a known name is near, else an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
