@@ -68,7 +68,8 @@ def group_norm_silu(
     weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
     if x.numel() == 0:
         return x.clone()
-    return F.silu(F.group_norm(x.to(dtype), num_groups, weight, bias, eps)).to(x.dtype)
+    # torch.group_norm, as F.group_norm refuses groups of one value
+    return F.silu(torch.group_norm(x.to(dtype), num_groups, weight, bias, eps)).to(x.dtype)
 
 
 def group_statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:

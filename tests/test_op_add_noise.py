@@ -143,7 +143,9 @@ def test_errors(arguments, error, words):
 def test_any_shape_and_offset(shape, dtype, offset, shared):
     generator = torch.Generator().manual_seed(sum(shape))
     numel = torch.Size(shape).numel()
-    x0, noise = (torch.randn(numel + offset, generator=generator).to(dtype)[offset:].view(shape) for _ in "ab")
+    x0, noise = (
+        torch.randn(numel + offset, generator=generator).to(dtype)[offset:].view(shape) for _ in "ab"
+    )
     alpha, sigma = torch.rand(2, 1 if shared else shape[0], generator=generator)
     exact = composition(x0.double(), noise.double(), alpha.double(), sigma.double())
     assert_accurate(ops.add_noise(x0, noise, alpha, sigma), exact, composition(x0, noise, alpha, sigma))

@@ -29,9 +29,12 @@ void add_noise_of(const AddNoise& args, int64_t begin, int64_t end) {
 
 void add_noise(const AddNoise& args, int64_t begin, int64_t end) {
     switch (args.dtype) {
-        case Dtype::f32: return add_noise_of<float>(args, begin, end);
-        case Dtype::f16: return add_noise_of<Half>(args, begin, end);
-        case Dtype::bf16: return add_noise_of<Bfloat>(args, begin, end);
+        case Dtype::f32:
+            return add_noise_of<float>(args, begin, end);
+        case Dtype::f16:
+            return add_noise_of<Half>(args, begin, end);
+        case Dtype::bf16:
+            return add_noise_of<Bfloat>(args, begin, end);
     }
 }
 

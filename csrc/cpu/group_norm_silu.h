@@ -1,5 +1,6 @@
-// Statistics: each block of 4096 elements (in cache) gets its mean, then its squared deviations from that mean, and the
-// blocks are merged in float64 by Chan's formula. Never E[x^2] - E[x]^2: at mean 1000 it would lose the variance.
+// Statistics: each block of 4096 elements (in cache) gets its mean, then its squared deviations from that
+// mean, and the blocks are merged in float64 by Chan's formula. Never E[x^2] - E[x]^2: at mean 1000 it would
+// lose the variance.
 #pragma once
 
 #include "vector.h"
@@ -52,9 +53,12 @@ Moments block_moments(const T* p, int64_t size) {
 FASTDIFF_INLINE float affine(const void* p, Dtype dtype, int64_t channel, float missing) {
     if (!p) return missing;
     switch (dtype) {
-        case Dtype::f32: return static_cast<const float*>(p)[channel];
-        case Dtype::f16: return widen(Shorts{} + static_cast<const Half*>(p)[channel].bits, Half{})[0];
-        default: return widen(Shorts{} + static_cast<const Bfloat*>(p)[channel].bits, Bfloat{})[0];
+        case Dtype::f32:
+            return static_cast<const float*>(p)[channel];
+        case Dtype::f16:
+            return widen(Shorts{} + static_cast<const Half*>(p)[channel].bits, Half{})[0];
+        default:
+            return widen(Shorts{} + static_cast<const Bfloat*>(p)[channel].bits, Bfloat{})[0];
     }
 }
 
@@ -160,9 +164,12 @@ void moments_of(const GroupNormSilu& args, int64_t begin, int64_t end) {
 
 void channels_last_moments(const GroupNormSilu& args, int64_t begin, int64_t end) {
     switch (args.dtype) {
-        case Dtype::f32: return moments_of<float>(args, begin, end);
-        case Dtype::f16: return moments_of<Half>(args, begin, end);
-        case Dtype::bf16: return moments_of<Bfloat>(args, begin, end);
+        case Dtype::f32:
+            return moments_of<float>(args, begin, end);
+        case Dtype::f16:
+            return moments_of<Half>(args, begin, end);
+        case Dtype::bf16:
+            return moments_of<Bfloat>(args, begin, end);
     }
 }
 
@@ -215,17 +222,23 @@ void apply_of(const GroupNormSilu& args, int64_t begin, int64_t end) {
 
 void channels_last_apply(const GroupNormSilu& args, int64_t begin, int64_t end) {
     switch (args.dtype) {
-        case Dtype::f32: return apply_of<float>(args, begin, end);
-        case Dtype::f16: return apply_of<Half>(args, begin, end);
-        case Dtype::bf16: return apply_of<Bfloat>(args, begin, end);
+        case Dtype::f32:
+            return apply_of<float>(args, begin, end);
+        case Dtype::f16:
+            return apply_of<Half>(args, begin, end);
+        case Dtype::bf16:
+            return apply_of<Bfloat>(args, begin, end);
     }
 }
 
 void group_norm_silu(const GroupNormSilu& args, int64_t begin, int64_t end) {
     switch (args.dtype) {
-        case Dtype::f32: return group_norm_silu_of<float>(args, begin, end);
-        case Dtype::f16: return group_norm_silu_of<Half>(args, begin, end);
-        case Dtype::bf16: return group_norm_silu_of<Bfloat>(args, begin, end);
+        case Dtype::f32:
+            return group_norm_silu_of<float>(args, begin, end);
+        case Dtype::f16:
+            return group_norm_silu_of<Half>(args, begin, end);
+        case Dtype::bf16:
+            return group_norm_silu_of<Bfloat>(args, begin, end);
     }
 }
 

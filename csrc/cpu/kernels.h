@@ -1,5 +1,5 @@
-// What the CPU kernels take: plain pointers and sizes, no torch. Every level (instruction set) fills one table of
-// these functions from the same source; levels.cpp picks the table once, at run time.
+// What the CPU kernels take: plain pointers and sizes, no torch. Every level (instruction set) fills one
+// table of these functions from the same source; levels.cpp picks the table once, at run time.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@ namespace fastdiff {
 
 enum class Dtype : int { f32, f16, bf16 };
 
-// out = alpha*x0 + sigma*noise over dense memory of `batch` samples. alpha_step, sigma_step: 1 for one value a sample,
-// 0 for one value for all.
+// out = alpha*x0 + sigma*noise over dense memory of `batch` samples. alpha_step, sigma_step: 1 for one value
+// a sample, 0 for one value for all.
 struct AddNoise {
     const void* x0;
     const void* noise;
@@ -21,8 +21,9 @@ struct AddNoise {
     int64_t sample_size;
 };
 
-// One row of a plan over dense memory, read and written element by element. A pointer is null where the row does not
-// read or write that tensor; x_next may be x, and value may be one of the h (each element is read before it is written).
+// One row of a plan over dense memory, read and written element by element. A pointer is null where the row
+// does not read or write that tensor; x_next may be x, and value may be one of the h (each element is read
+// before it is written).
 struct SolverStep {
     float p, q, lo, hi, u, w, a, b, c0, c1, c2, c3, n, k, g, g_uncond;
     const float* x;
@@ -47,7 +48,8 @@ struct SolverStep {
     int64_t sample_size;
 };
 
-// y = silu((x - mean)*rstd*weight + bias). x, y: [batch, channels, size], or [batch, size, channels] if channels_last.
+// y = silu((x - mean)*rstd*weight + bias). x, y: [batch, channels, size], or [batch, size, channels] if
+// channels_last.
 struct GroupNormSilu {
     const void* x;
     void* y;
@@ -70,15 +72,16 @@ struct GroupNormSilu {
 // Each works on the half-open range [begin, end) of what it is parallel over.
 struct Kernels {
     const char* name;
-    void (*add_noise)(const AddNoise&, int64_t begin, int64_t end);     // elements
-    void (*solver_step)(const SolverStep&, int64_t begin, int64_t end);  // elements
-    void (*group_norm_silu)(const GroupNormSilu&, int64_t begin, int64_t end);  // (sample, group)
+    void (*add_noise)(const AddNoise&, int64_t begin, int64_t end);                   // elements
+    void (*solver_step)(const SolverStep&, int64_t begin, int64_t end);               // elements
+    void (*group_norm_silu)(const GroupNormSilu&, int64_t begin, int64_t end);        // (sample, group)
     void (*channels_last_moments)(const GroupNormSilu&, int64_t begin, int64_t end);  // (sample, chunk)
-    void (*channels_last_groups)(const GroupNormSilu&, int64_t begin, int64_t end);  // (sample, group)
-    void (*channels_last_apply)(const GroupNormSilu&, int64_t begin, int64_t end);  // (sample, chunk)
+    void (*channels_last_groups)(const GroupNormSilu&, int64_t begin, int64_t end);   // (sample, group)
+    void (*channels_last_apply)(const GroupNormSilu&, int64_t begin, int64_t end);    // (sample, chunk)
 };
 
-// The table in use: the widest level that this processor has, unless FASTDIFF_ISA or fastdiff_set_isa says otherwise.
+// The table in use: the widest level that this processor has, unless FASTDIFF_ISA or fastdiff_set_isa says
+// otherwise.
 const Kernels& kernels();
 
 }  // namespace fastdiff

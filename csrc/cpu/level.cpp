@@ -1,6 +1,6 @@
-// Compiled once for each instruction set, with -DFASTDIFF_LEVEL=<name> and that level's flags. Nothing here may leave a
-// symbol that another file could share (no standard library, all in the level's own namespace): the linker might keep
-// the copy that this processor cannot run.
+// Compiled once for each instruction set, with -DFASTDIFF_LEVEL=<name> and that level's flags. Nothing here
+// may leave a symbol that another file could share (no standard library, all in the level's own namespace):
+// the linker might keep the copy that this processor cannot run.
 #include "add_noise.h"
 #include "group_norm_silu.h"
 #include "solver_step.h"
@@ -13,8 +13,13 @@ namespace FASTDIFF_LEVEL {
 
 extern const Kernels table;
 const Kernels table = {
-    FASTDIFF_STRING(FASTDIFF_LEVEL), add_noise, solver_step, group_norm_silu, channels_last_moments,
-    channels_last_groups, channels_last_apply,
+    FASTDIFF_STRING(FASTDIFF_LEVEL),
+    add_noise,
+    solver_step,
+    group_norm_silu,
+    channels_last_moments,
+    channels_last_groups,
+    channels_last_apply,
 };
 
 }  // namespace FASTDIFF_LEVEL

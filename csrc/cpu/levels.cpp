@@ -26,8 +26,9 @@ const Kernels* find(const char* name) {  // null: unknown, or this processor lac
     __builtin_cpu_init();
     const bool has_avx2 =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                            __builtin_cpu_supports("avx512vl");
     const bool widest = std::strcmp(name, "") == 0;
     if (has_avx512 && (widest || std::strcmp(name, "avx512") == 0)) return &avx512::table;
     if (has_avx2 && (widest || std::strcmp(name, "avx2") == 0)) return &avx2::table;
@@ -54,7 +55,8 @@ extern "C" {
 
 __attribute__((visibility("default"))) const char* fastdiff_isa() { return fastdiff::kernels().name; }
 
-// name: "generic", "avx2", "avx512", or "" for the widest. Returns 0, or 1 if this processor or build lacks it.
+// name: "generic", "avx2", "avx512", or "" for the widest. Returns 0, or 1 if this processor or build lacks
+// it.
 __attribute__((visibility("default"))) int fastdiff_set_isa(const char* name) {
     const fastdiff::Kernels* found = fastdiff::find(name);
     if (!found) return 1;

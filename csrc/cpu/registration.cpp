@@ -1,13 +1,13 @@
-// The CPU kernels' place in PyTorch, through the LibTorch stable ABI: one library serves torch 2.10 and every later one.
-// The schemas are defined in fastdiff/ops.
+// The CPU kernels' place in PyTorch, through the LibTorch stable ABI: one library serves torch 2.10 and every
+// later one. The schemas are defined in fastdiff/ops.
 #include "tensors.h"
 
 namespace fastdiff {
 
 std::tuple<Tensor, Tensor, Tensor> solver_step(
     const Tensor& x, const Maybe& output, const Tensor& table, const Tensor& index, const Maybe& uncond,
-    const Maybe& anchor, const Maybe& h1, const Maybe& h2, const Maybe& h3, const Maybe& noise, const Maybe& bound,
-    const Maybe& gain, ScalarType input_dtype, bool doubled);
+    const Maybe& anchor, const Maybe& h1, const Maybe& h2, const Maybe& h3, const Maybe& noise,
+    const Maybe& bound, const Maybe& gain, ScalarType input_dtype, bool doubled);
 void solver_step_inplace(
     const Tensor& x, const Maybe& output, const Tensor& table, const Tensor& index, const Maybe& uncond,
     const Maybe& anchor, const Maybe& history, const Maybe& noise, const Maybe& bound, const Maybe& gain,
@@ -45,12 +45,15 @@ Tensor add_noise(const Tensor& x0, const Tensor& noise, const Tensor& alpha, con
 
 const void* affine(const Maybe& t, int64_t channels, Dtype& dtype) {
     if (!t.has_value()) return nullptr;
-    require(t->is_cpu() && t->is_contiguous() && t->numel() == channels, "weight and bias must hold one value a channel");
+    require(
+        t->is_cpu() && t->is_contiguous() && t->numel() == channels,
+        "weight and bias must hold one value a channel");
     dtype = dtype_of(*t);
     return t->data_ptr();
 }
 
-// The normalisation of a channels-last tensor: its statistics need all pixels of a group, which lie far apart.
+// The normalisation of a channels-last tensor: its statistics need all pixels of a group, which lie far
+// apart.
 void run_channels_last(GroupNormSilu args) {
     const int64_t batch = args.batch, channels = args.channels;
     args.chunk = std::max<int64_t>(64, std::min<int64_t>(args.size, 32768 / std::max<int64_t>(channels, 1)));
@@ -62,14 +65,18 @@ void run_channels_last(GroupNormSilu args) {
     const Kernels& k = kernels();
     const int64_t units = batch * args.chunks, per_unit = std::max<int64_t>(args.chunk * channels, 1);
     const int64_t grain = std::max<int64_t>(16384 / per_unit, 1);
-    run_parallel(units, 1, grain, [&](int64_t begin, int64_t end) { k.channels_last_moments(args, begin, end); });
+    run_parallel(
+        units, 1, grain, [&](int64_t begin, int64_t end) { k.channels_last_moments(args, begin, end); });
     k.channels_last_groups(args, 0, batch * args.groups);
-    run_parallel(units, 1, grain, [&](int64_t begin, int64_t end) { k.channels_last_apply(args, begin, end); });
+    run_parallel(
+        units, 1, grain, [&](int64_t begin, int64_t end) { k.channels_last_apply(args, begin, end); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> group_norm_silu(
     const Tensor& x, int64_t groups, const Maybe& weight, const Maybe& bias, double eps) {
-    require(x.dim() >= 2 && groups > 0 && x.size(1) % groups == 0, "x must be [B, C, ...], C divisible by num_groups");
+    require(
+        x.dim() >= 2 && groups > 0 && x.size(1) % groups == 0,
+        "x must be [B, C, ...], C divisible by num_groups");
     const int64_t batch = x.size(0), channels = x.size(1), numel = x.numel();
     Tensor y = torch::stable::empty_like(x);
     const std::vector<int64_t> shape = {batch, groups};
@@ -87,12 +94,15 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu(
     args.weight = affine(weight, channels, args.weight_dtype);
     args.bias = affine(bias, channels, args.bias_dtype);
     args.eps = eps;
-    args.batch = batch, args.channels = channels, args.groups = groups, args.size = numel / (batch * channels);
+    args.batch = batch, args.channels = channels, args.groups = groups,
+    args.size = numel / (batch * channels);
     args.mean = static_cast<float*>(mean.data_ptr());
     args.rstd = static_cast<float*>(rstd.data_ptr());
-    const bool contiguous = x.is_contiguous();
-    require(contiguous || (is_dense(x) && x.stride(1) == 1), "x must be contiguous or channels-last");
-    if (contiguous && args.size > 1) {
+    // The order of the pixels does not matter, only whether a channel's lie together or a pixel's channels
+    // do.
+    const bool planar = channels == 1 || x.stride(1) == args.size;
+    require(is_dense(x) && (planar || x.stride(1) == 1), "x must be contiguous or channels-last");
+    if (planar && args.size > 1) {
         const int64_t per_group = numel / (batch * groups), grain = std::max<int64_t>(16384 / per_group, 1);
         const auto kernel = kernels().group_norm_silu;
         run_parallel(batch * groups, 1, grain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });

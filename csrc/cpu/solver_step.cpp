@@ -1,4 +1,5 @@
-// solver_step and solver_step_ on the CPU: one row of the table turned into pointers and weights for one kernel.
+// solver_step and solver_step_ on the CPU: one row of the table turned into pointers and weights for one
+// kernel.
 #include "tensors.h"
 
 namespace fastdiff {
@@ -65,7 +66,8 @@ struct Inputs {
 SolverStep weights_of(const Row& r) {
     SolverStep s = {};
     s.p = r.p, s.q = r.q, s.lo = r.lo, s.hi = r.hi, s.u = r.u, s.w = r.w, s.a = r.a, s.b = r.b;
-    s.c0 = r.c0, s.c1 = r.c1, s.c2 = r.c2, s.c3 = r.c3, s.n = r.n, s.k = r.k, s.g = r.g, s.g_uncond = r.g_uncond;
+    s.c0 = r.c0, s.c1 = r.c1, s.c2 = r.c2, s.c3 = r.c3, s.n = r.n, s.k = r.k, s.g = r.g,
+    s.g_uncond = r.g_uncond;
     s.call = r.call != 0;
     s.clamps = r.lo > -__builtin_inf() || r.hi < __builtin_inf();
     return s;
@@ -73,7 +75,8 @@ SolverStep weights_of(const Row& r) {
 
 SolverStep prepare(const Row& r, const Inputs& in) {
     const Tensor& x = in.x;
-    require(x.scalar_type() == ScalarType::Float && x.is_cpu() && x.dim() >= 1, "x: it must be float32 [B, ...]");
+    require(
+        x.scalar_type() == ScalarType::Float && x.is_cpu() && x.dim() >= 1, "x: it must be float32 [B, ...]");
     require(is_dense(x), "x: it must be dense, the batch outermost: pass x.contiguous()");
     SolverStep s = weights_of(r);
     s.x = static_cast<const float*>(x.data_ptr());
@@ -84,7 +87,8 @@ SolverStep prepare(const Row& r, const Inputs& in) {
     require(in.output.has_value(), "the row has a model output: pass output");
     if (r.q != 0 && r.w != 0) {
         s.output_dtype = dtype_of(*in.output);
-        s.output = model_output(r.g, in.output, x, s.output_dtype, "the row reads the model's output: pass output");
+        s.output =
+            model_output(r.g, in.output, x, s.output_dtype, "the row reads the model's output: pass output");
         s.uncond = model_output(
             r.g_uncond, in.uncond, x, s.output_dtype, "the row reads the unconditional output: pass uncond");
         s.gain = per_sample(in.gain, x);
@@ -111,8 +115,8 @@ Tensor empty_like(const Tensor& x, ScalarType type, bool doubled) {
     if (doubled) sizes[0] *= 2;
     AtenTensorHandle handle;
     TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-        sizes.size(), sizes.data(), strides.data(), static_cast<int32_t>(type), aoti_torch_device_type_cpu(), 0,
-        &handle));
+        sizes.size(), sizes.data(), strides.data(), static_cast<int32_t>(type), aoti_torch_device_type_cpu(),
+        0, &handle));
     return Tensor(handle);
 }
 
@@ -120,8 +124,8 @@ Tensor empty_like(const Tensor& x, ScalarType type, bool doubled) {
 
 std::tuple<Tensor, Tensor, Tensor> solver_step(
     const Tensor& x, const Maybe& output, const Tensor& table, const Tensor& index, const Maybe& uncond,
-    const Maybe& anchor, const Maybe& h1, const Maybe& h2, const Maybe& h3, const Maybe& noise, const Maybe& bound,
-    const Maybe& gain, ScalarType input_dtype, bool doubled) {
+    const Maybe& anchor, const Maybe& h1, const Maybe& h2, const Maybe& h3, const Maybe& noise,
+    const Maybe& bound, const Maybe& gain, ScalarType input_dtype, bool doubled) {
     const Row r = read_row(table, index);
     SolverStep s = prepare(r, {x, output, uncond, anchor, noise, bound, gain});
     constexpr const char* missing = "the row reads the history: pass more of it";
@@ -168,11 +172,14 @@ void solver_step_inplace(
     }
     if (input) {
         const bool doubled = input->dim() > 0 && input->size(0) != x.size(0);
-        require(input->is_cpu() && input->numel() == x.numel() * (1 + doubled), "input: it must hold x once or twice");
+        require(
+            input->is_cpu() && input->numel() == x.numel() * (1 + doubled),
+            "input: it must hold x once or twice");
         for (int64_t i = 0; i < x.dim(); ++i)
             require(
-                (i == 0 || input->size(i) == x.size(i)) && (input->size(i) == 1 || input->stride(i) == x.stride(i) ||
-                                                             (x.size(i) == 1 && input->stride(i) == x.numel())),
+                (i == 0 || input->size(i) == x.size(i)) &&
+                    (input->size(i) == 1 || input->stride(i) == x.stride(i) ||
+                     (x.size(i) == 1 && input->stride(i) == x.numel())),
                 "input: it must be laid out like x");
         set_input(s, *input, x, doubled);
     }

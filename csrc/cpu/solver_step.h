@@ -20,7 +20,8 @@ FASTDIFF_INLINE void clamp(Tile<unroll>& data, float lo, float hi) {  // NaN sta
 }
 
 template <class P, class Output>
-FASTDIFF_INLINE Tile<P::unroll> denoised(const SolverStep& s, const Tile<P::unroll>& x, int64_t i, int64_t count) {
+FASTDIFF_INLINE Tile<P::unroll> denoised(
+    const SolverStep& s, const Tile<P::unroll>& x, int64_t i, int64_t count) {
     Tile<P::unroll> data = {};
     if (s.output) add(data, s.g, load_tile<P>(static_cast<const Output*>(s.output) + i, count));
     if (s.uncond) add(data, s.g_uncond, load_tile<P>(static_cast<const Output*>(s.uncond) + i, count));
@@ -33,7 +34,8 @@ FASTDIFF_INLINE Tile<P::unroll> denoised(const SolverStep& s, const Tile<P::unro
     return data;
 }
 
-// Every read of an element comes before its first write: x_next may be x, and value may be a slot of the history.
+// Every read of an element comes before its first write: x_next may be x, and value may be a slot of the
+// history.
 template <class P, class Output, class Input>
 FASTDIFF_INLINE void step_tile(const SolverStep& s, int64_t i, int64_t count) {
     const auto x = load_tile<P>(s.x + i, count);
@@ -69,17 +71,23 @@ void step_range(const SolverStep& args, int64_t begin, int64_t end) {
 template <class Output>
 void step_range(const SolverStep& args, int64_t begin, int64_t end) {
     switch (args.input_dtype) {
-        case Dtype::f32: return step_range<Output, float>(args, begin, end);
-        case Dtype::f16: return step_range<Output, Half>(args, begin, end);
-        case Dtype::bf16: return step_range<Output, Bfloat>(args, begin, end);
+        case Dtype::f32:
+            return step_range<Output, float>(args, begin, end);
+        case Dtype::f16:
+            return step_range<Output, Half>(args, begin, end);
+        case Dtype::bf16:
+            return step_range<Output, Bfloat>(args, begin, end);
     }
 }
 
 void step_dtypes(const SolverStep& args, int64_t begin, int64_t end) {
     switch (args.output_dtype) {
-        case Dtype::f32: return step_range<float>(args, begin, end);
-        case Dtype::f16: return step_range<Half>(args, begin, end);
-        case Dtype::bf16: return step_range<Bfloat>(args, begin, end);
+        case Dtype::f32:
+            return step_range<float>(args, begin, end);
+        case Dtype::f16:
+            return step_range<Half>(args, begin, end);
+        case Dtype::bf16:
+            return step_range<Bfloat>(args, begin, end);
     }
 }
 

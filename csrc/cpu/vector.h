@@ -1,5 +1,6 @@
-// Vectors of floats in the compiler's own vector types, so that one source serves every instruction set. A tile is up to
-// four vectors: enough to hide latencies and to share the branches of a row among many elements.
+// Vectors of floats in the compiler's own vector types, so that one source serves every instruction set. A
+// tile is up to four vectors: enough to hide latencies and to share the branches of a row among many
+// elements.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@
 #include "kernels.h"
 
 #if defined(__AVX2__)
-#include <immintrin.h>
+    #include <immintrin.h>
 #endif
 
 #define FASTDIFF_INLINE inline __attribute__((always_inline))
@@ -79,7 +80,8 @@ FASTDIFF_INLINE Words extend(Shorts h) {
 }
 FASTDIFF_INLINE Shorts truncate(Words w) {  // w < 2^16
     const __m256i v = reinterpret_cast<__m256i>(w);
-    return reinterpret_cast<Shorts>(_mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+    return reinterpret_cast<Shorts>(
+        _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
 }
 #else
 FASTDIFF_INLINE Words extend(Shorts h) { return __builtin_convertvector(h, Words); }
@@ -113,7 +115,8 @@ FASTDIFF_INLINE Shorts narrow(Floats v, Half) {
 FASTDIFF_INLINE Floats widen(Shorts h, Half) {
     const Ints b = reinterpret_cast<Ints>(extend(h));
     const Ints magnitude = (b & 0x7fff) << 13;
-    const Floats finite = floats(magnitude) * 0x1p112f;  // moves the exponent's bias; exact for subnormals too
+    const Floats finite =
+        floats(magnitude) * 0x1p112f;  // moves the exponent's bias; exact for subnormals too
     const Ints special = magnitude >= (0x7c00 << 13);
     return floats(select(special, magnitude | 0x7f800000, bits(finite)) | ((b & 0x8000) << 16));
 }
@@ -220,7 +223,7 @@ FASTDIFF_INLINE Floats exp2(Floats t) {
     const Floats whole = reinterpret_cast<Floats>(_mm512_roundscale_ps(reinterpret_cast<__m512>(t), 0));
     const Floats r = reinterpret_cast<Floats>(_mm512_reduce_ps(reinterpret_cast<__m512>(t), 0));
 #else
-    t = select(t > splat(129.0f), splat(129.0f), t);
+    t = select(t > splat(128.0f), splat(128.0f), t);
     t = select(t < splat(-126.0f), splat(-126.0f), t);
     const Floats magic = splat(12582912.0f);  // 1.5*2^23: adding it rounds to an integer
     const Floats shifted = t + magic;

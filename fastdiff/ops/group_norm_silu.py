@@ -26,8 +26,15 @@ def group_norm_silu(
     name = backend.select("group_norm_silu", x.device.type, x.dtype)
     if name == "reference":
         return reference.group_norm_silu(x, num_groups, weight, bias, eps)
-    output: Tensor = OVERLOADS[name](_checks.dense(x), num_groups, weight, bias, eps)[0]
+    output: Tensor = OVERLOADS[name](_plain(x), num_groups, weight, bias, eps)[0]
     return output
+
+
+def _plain(x: Tensor) -> Tensor:
+    """x itself if dense with each channel's pixels together or each pixel's channels, else a contiguous copy."""
+    if x.is_contiguous() or (_checks.is_dense(x) and x.stride(1) in (1, x[:1, :1].numel())):
+        return x
+    return x.contiguous()
 
 
 def _check(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None) -> None:

@@ -1,0 +1,249 @@
+"""group_norm_silu on every backend: values, statistics, layouts, gradients, and its registration in PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import HALF_AND_SINGLE, assert_accurate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastdiff import backend, ops
+from fastdiff.nn import GroupNormSiLU
+
+SHAPES = [
+    ((2, 32, 16, 16), 8),
+    ((1, 20, 33), 4),
+    ((3, 12, 1, 1), 3),  # 1x1 images
+    ((2, 6, 7, 9), 6),  # a channel a group
+    ((2, 9, 5, 3), 1),
+    ((1, 8, 3, 5, 7), 2),
+    ((4, 10), 5),
+    ((2, 40, 65, 2), 4),
+    ((0, 8, 4, 4), 2),
+    ((2, 8, 0), 2),
+]
+
+
+def draw(shape, dtype, generator, mean=0.0, scale=1.0):
+    return (torch.randn(shape, generator=generator) * scale + mean).to(dtype)
+
+
+def affine(channels, dtype, generator):
+    return tuple(draw((channels,), dtype, generator, mean, 0.5) for mean in (1.0, 0.0))
+
+
+def composition(x, groups, weight=None, bias=None, eps=1e-5):
+    if x.numel() == 0:
+        return x.clone()
+    return F.silu(torch.group_norm(x, groups, weight, bias, eps))
+
+
+def check(x, groups, weight=None, bias=None, eps=1e-5):
+    wide = [None if t is None else t.double() for t in (weight, bias)]
+    narrow = [None if t is None else t.to(x.dtype) for t in (weight, bias)]
+    actual = ops.group_norm_silu(x, groups, weight, bias, eps)
+    assert actual.dtype == x.dtype
+    assert_accurate(actual, composition(x.double(), groups, *wide, eps), composition(x, groups, *narrow, eps))
+    return actual
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", [*HALF_AND_SINGLE, torch.float64])
+@pytest.mark.parametrize(("shape", "groups"), SHAPES, ids=str)
+def test_values(everywhere, shape, groups, dtype, generator):
+    check(draw(shape, dtype, generator, 0.5, 2.0), groups, *affine(shape[1], dtype, generator))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("given", [(True, True), (True, False), (False, True)], ids=str)
+def test_affine_in_float32_or_missing(everywhere, dtype, given, generator):
+    weight, bias = affine(12, torch.float32, generator)
+    check(draw((2, 12, 8, 8), dtype, generator), 3, weight if given[0] else None, bias if given[1] else None)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE)
+def test_mean_1000_deviation_1(everywhere, memory_format, dtype, generator):
+    # E[x^2] - E[x]^2 in float32 would be off by about 0.5 here
+    x = draw((2, 16, 48, 48), dtype, generator, 1000.0).to(memory_format=memory_format)
+    check(x, 4, *affine(16, dtype, generator))
+
+
+def test_float16_does_not_overflow(everywhere, generator):
+    check(draw((1, 8, 32, 32), torch.float16, generator, 0.0, 8000.0), 2)
+
+
+def test_constant_groups_and_single_elements(everywhere):
+    x = torch.full((2, 4, 5, 5), 3.0)
+    weight, bias = torch.ones(4), torch.tensor([0.0, 1.0, -1.0, 2.0])
+    expected = F.silu(bias).view(1, 4, 1, 1).expand_as(x)
+    torch.testing.assert_close(ops.group_norm_silu(x, 2, weight, bias), expected, rtol=0, atol=1e-4)
+    single = torch.tensor([[3.0, -7.0, 0.5, 0.0]])
+    torch.testing.assert_close(
+        ops.group_norm_silu(single, 4, weight, bias), F.silu(bias)[None], rtol=0, atol=1e-4
+    )
+
+
+def test_a_group_of_a_million(everywhere, generator):
+    check(draw((1, 4, 512, 512), torch.float32, generator, 5.0), 1)
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE)
+def test_layouts(everywhere, dtype, generator):
+    x = draw((3, 24, 10, 6), dtype, generator)
+    weight, bias = affine(24, dtype, generator)
+    expected = ops.group_norm_silu(x, 4, weight, bias)
+    near = {"rtol": 2e-2 if dtype == torch.bfloat16 else 2e-3, "atol": 2e-3}
+    channels_last = x.to(memory_format=torch.channels_last)
+    actual = ops.group_norm_silu(channels_last, 4, weight, bias)
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(actual, expected, **near)
+    padded = torch.empty(x.numel() + 1, dtype=dtype)[1:].view(x.shape).copy_(x)  # odd offset
+    assert torch.equal(ops.group_norm_silu(padded, 4, weight, bias), expected)
+    wide = torch.cat([x, x], dim=3)[..., :6]  # sliced
+    assert torch.equal(ops.group_norm_silu(wide, 4, weight, bias), expected)
+    expanded = ops.group_norm_silu(x[:1].expand(3, -1, -1, -1), 4, weight, bias)
+    torch.testing.assert_close(expanded, expected[:1].expand(3, -1, -1, -1), **near)
+    turned = x.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)  # dense, in no named format
+    torch.testing.assert_close(ops.group_norm_silu(turned, 4, weight, bias), expected, **near)
+    shuffled = x.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)  # the batch is not outermost
+    torch.testing.assert_close(ops.group_norm_silu(shuffled, 4, weight, bias), expected, **near)
+    volume = x.view(3, 24, 5, 2, 6).to(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(ops.group_norm_silu(volume, 4, weight, bias).view_as(x), expected, **near)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_nan_stays_in_its_group(everywhere, memory_format, bad, generator):
+    x = draw((2, 8, 9, 9), torch.float32, generator).to(memory_format=memory_format)
+    clean = ops.group_norm_silu(x, 2)
+    x[1, 5, 3, 3] = bad
+    actual = ops.group_norm_silu(x, 2)
+    assert torch.isnan(actual[1, 4:]).all()
+    assert torch.equal(actual[0], clean[0]) and torch.equal(actual[1, :4], clean[1, :4])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_repeats_and_threads_are_bit_equal(memory_format, generator):
+    x = draw((2, 64, 40, 40), torch.float32, generator).to(memory_format=memory_format)
+    threads = torch.get_num_threads()
+    expected = ops.group_norm_silu(x, 8)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(ops.group_norm_silu(x, 8), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_large_values_follow_silu(everywhere):
+    scale = torch.tensor([1e-3, 1.0, 30.0, 88.0, 200.0, 1e30])
+    x = torch.tensor([-1.0, 1.0]).expand(1, 6, 2).contiguous()
+    expected = composition(x.double(), 6, scale.double())
+    actual = ops.group_norm_silu(x, 6, scale)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["reference", "auto"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients(name, memory_format, generator):
+    dtype = torch.float64 if name == "reference" else torch.float32
+    x = draw((2, 6, 4, 3), dtype, generator).to(memory_format=memory_format).requires_grad_()
+    weight, bias = (t.requires_grad_() for t in affine(6, dtype, generator))
+    cotangent = draw(x.shape, dtype, generator)
+    with backend.use(name):
+        if dtype == torch.float64:
+            torch.autograd.gradcheck(lambda *t: ops.group_norm_silu(t[0], 3, *t[1:]), (x, weight, bias))
+        y = ops.group_norm_silu(x, 3, weight, bias)
+        actual = torch.autograd.grad((y * cotangent).sum(), (x, weight, bias))
+        assert torch.autograd.grad(ops.group_norm_silu(x, 3).sum(), x)[0].isfinite().all()
+    expected = torch.autograd.grad((composition(x, 3, weight, bias) * cotangent).sum(), (x, weight, bias))
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gradients(dtype, generator):
+    x = draw((2, 8, 6, 6), dtype, generator).requires_grad_()
+    weight, bias = (t.requires_grad_() for t in affine(8, dtype, generator))
+    actual = torch.autograd.grad(ops.group_norm_silu(x, 4, weight, bias).sum(), (x, weight, bias))
+    wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    exact = torch.autograd.grad(composition(wide[0], 4, *wide[1:]).sum(), wide)
+    composed = torch.autograd.grad(composition(x, 4, weight, bias).sum(), (x, weight, bias))
+    for triple in zip(actual, exact, composed, strict=True):
+        assert triple[0].dtype == dtype
+        assert_accurate(*triple)
+
+
+def test_gradient_of_the_gradient(generator):
+    x = draw((2, 4, 3), torch.float32, generator).requires_grad_()
+    weight, bias = (t.requires_grad_() for t in affine(4, torch.float32, generator))
+
+    def twice(function):
+        (first,) = torch.autograd.grad(function(x, 2, weight, bias).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), (x, weight))
+
+    torch.testing.assert_close(twice(ops.group_norm_silu), twice(composition), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("overload", ["default", "triton"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_opcheck(overload, memory_format, generator):
+    op = getattr(torch.ops.fastdiff.group_norm_silu, overload)
+    x = draw((2, 8, 4, 3), torch.float32, generator).to(memory_format=memory_format)
+    weight, bias = (t.requires_grad_() for t in affine(8, torch.float32, generator))
+    torch.library.opcheck(op, (x.clone().requires_grad_(), 4, weight, bias, 1e-5))
+    torch.library.opcheck(op, (x.bfloat16(), 4, None, None, 1e-6))
+
+
+def test_autocast_compile_export_and_vmap(generator):
+    x = draw((2, 8, 6, 6), torch.float32, generator)
+    module = GroupNormSiLU(4, 8)
+    expected = module(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = torch.nn.Conv2d(8, 8, 1)(x)
+        assert module(half).dtype == half.dtype == torch.bfloat16
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), expected)
+    compiled(x).sum().backward()
+    assert module.weight.grad is not None
+    exported = torch.export.export(module, (x,))
+    torch.testing.assert_close(exported.module()(x), expected)
+    batched = torch.vmap(lambda t: ops.group_norm_silu(t, 4))(torch.stack([x, 2 * x]))
+    torch.testing.assert_close(batched[1], ops.group_norm_silu(2 * x, 4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ((torch.zeros(2, 6, 3), 4), ValueError, "6 channels do not divide into 4 groups"),
+        ((torch.zeros(2, 6, 3), 0), ValueError, "0 groups"),
+        ((torch.zeros(6), 2), ValueError, r"must be \[B, C, ...\]"),
+        ((torch.zeros(2, 6).int(), 2), TypeError, "x is int32"),
+        ((torch.zeros(2, 6), 2, torch.zeros(5)), ValueError, r"weight has shape \(5,\)"),
+        ((torch.zeros(2, 6), 2, None, torch.zeros(6).half()), TypeError, "bias is float16: pass float32"),
+        ((torch.zeros(2, 6), 2, torch.zeros(6, device="meta")), ValueError, "weight is on meta"),
+    ],
+)
+def test_errors(arguments, error, words):
+    with pytest.raises(error, match=words):
+        ops.group_norm_silu(*arguments)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 3),
+    groups=st.integers(1, 5),
+    per_group=st.integers(1, 20),
+    spatial=st.lists(st.integers(1, 12), max_size=3),
+    dtype=st.sampled_from(HALF_AND_SINGLE),
+    last=st.booleans(),
+    mean=st.sampled_from([0.0, -3.0, 100.0]),
+)
+def test_any_shape(batch, groups, per_group, spatial, dtype, last, mean):
+    generator = torch.Generator().manual_seed(batch + groups + per_group)
+    x = draw((batch, groups * per_group, *spatial), dtype, generator, mean)
+    if last:  # [B, ..., C] in memory
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    check(x, groups, *affine(groups * per_group, dtype, generator))
