@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from fastdiff import __version__, backend, models, schedules
+from fastdiff.adaptive import AdaptivePlan
 from fastdiff.choices import unknown
 from fastdiff.events import Cancelled, Event
 from fastdiff.guidance import Guidance
 from fastdiff.levels import DiscreteTime
 from fastdiff.noise import MAX_SEED
 from fastdiff.plan import Plan
-from fastdiff.samplers import resolve
-from fastdiff.sampling import sample
+from fastdiff.sampling import planned, sample
 
 MAX_COUNT = 4096
 MAX_SIDE = 4096
@@ -45,7 +45,7 @@ class Generated:
     """Images and what made them.
 
     images: float32 [N, 3, H, W] in [-1, 1] on the CPU, `count` of each label in turn.
-    labels, seeds: of each image. seconds: wall time by part. model_calls: for each image.
+    labels, seeds: of each image. seconds: wall time by part. model_calls: for each image (the most of any micro-batch).
     recipe: JSON data, everything needed to make the same images again; `recipe_of` is that of a single one.
     trajectory: float32 [calls + 1, N, 3, H, W], the noisy image at each model call and the result, if it was asked for.
     """
@@ -122,12 +122,7 @@ def prepare(
         raise ValueError(f"guidance must be a finite number, got {guidance}")
     if batch is not None:
         _check_integer("batch", batch, 1, MAX_COUNT)
-    plan = Plan.build(
-        resolve(sampler, options),
-        _schedule(net, spacing).levels(steps),
-        prediction=net.prediction,
-        name=sampler,
-    )
+    plan = planned(sampler, _schedule(net, spacing), steps=steps, prediction=net.prediction, options=options)
     arguments = {
         "labels": list(names), "size": [width, height], "count": count, "steps": steps, "sampler": sampler,
         "options": dict(options or {}), "spacing": spacing, "seed": seed, "guidance": guidance, "tile": tile,
@@ -141,7 +136,7 @@ class Job:
     """What `prepare` checked: a model, a plan, and the arguments that are left."""
 
     net: models.TrainedUNet
-    plan: Plan
+    plan: Plan | AdaptivePlan
     arguments: dict[str, Any]
     device: str
     loading: float
@@ -157,9 +152,10 @@ class Job:
         return tuple(self.arguments["seed"] + i for i in range(len(self.labels)))
 
     @property
-    def total_calls(self) -> int:
-        """How often `progress` will count: model calls of all micro-batches."""
-        return self.plan.calls * -(-len(self.labels) // self.arguments["batch"])
+    def total_calls(self) -> int | None:
+        """How often `progress` will count: model calls of all micro-batches; None if that shows only as it runs."""
+        batches = -(-len(self.labels) // self.arguments["batch"])
+        return None if self.plan.calls is None else self.plan.calls * batches
 
     def run(
         self,
@@ -173,10 +169,12 @@ class Job:
         batch = self.arguments["batch"]
         done: list[Tensor] = []
         films: list[Tensor] = []
+        most_calls = 0
         net = self.net.tiled() if self.arguments["tile"] else self.net
         for first in range(0, len(self.labels), batch):
             watch = Watch(progress, cancel, trajectory)
             done.append(self._sample(net, slice(first, first + batch), watch))
+            most_calls = max(most_calls, watch.calls)
             films += [torch.stack([*watch.frames, done[-1]])] if trajectory else []
         return Generated(
             images=torch.cat(done),
@@ -184,7 +182,7 @@ class Job:
             seeds=self.seeds,
             recipe=self.recipe(),
             seconds={"loading": self.loading, "sampling": time.perf_counter() - started},
-            model_calls=self.plan.calls,
+            model_calls=most_calls,
             trajectory=torch.cat(films, dim=1) if trajectory else None,
         )
 
@@ -226,8 +224,10 @@ class Watch:
     def __init__(self, progress: Progress | None, cancel: Callable[[], bool] | None, keep: bool) -> None:
         self.progress, self.cancel, self.keep = progress, cancel, keep
         self.frames: list[Tensor] = []
+        self.calls = 0
 
     def __call__(self, event: Event) -> None:
+        self.calls += 1
         if self.cancel is not None and self.cancel():
             event.cancel()
         if self.keep:

@@ -22,6 +22,7 @@ from fastdiff.choices import unknown
 from fastdiff.levels import DiscreteTime, Level, LinearPath, Process, VarianceExploding, clean
 
 __all__ = [
+    "SCHEDULES",
     "Level",
     "Schedule",
     "beta",
@@ -265,3 +266,18 @@ def _at_ratios(
     grid: spacings.RatioGrid, low: float, high: float, process: Process, steps: int
 ) -> list[Level]:
     return [process.at(ratio) for ratio in grid(steps, low, high)]
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "linear_betas": linear_betas,
+    "scaled_linear_betas": scaled_linear_betas,
+    "cosine_betas": cosine_betas,
+    "sigmoid_betas": sigmoid_betas,
+    "karras": karras,
+    "edm": edm,
+    "exponential": exponential,
+    "polyexponential": polyexponential,
+    "beta": beta,
+    "vp": vp,
+    "flow": flow,
+}

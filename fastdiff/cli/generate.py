@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdiff.cli.progress import ProgressBar
+from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from fastdiff.generate import Job
+    from fastdiff.generate import Generated, Job
 
 DEFAULT_COUNT = 16  # pictures in all, if --count is not given
 
@@ -83,14 +83,15 @@ def run(args: argparse.Namespace) -> int:
     output = Output(
         Path(args.out), job, strip=args.show_steps, captions=not args.no_captions, overwrite=args.overwrite
     )
-    with ProgressBar("sampling", total=job.total_calls, quiet=args.quiet) as bar:
-        result = job.run(progress=bar.advance, trajectory=args.show_steps)
+    # disable=None: no bar where stderr is no terminal
+    with tqdm(total=job.total_calls, desc="sampling", unit="call", disable=args.quiet or None) as bar:
+        result = job.run(progress=bar.update, trajectory=args.show_steps)
     files = output.write(result)
     seconds = {**result.seconds, "total": time.perf_counter() - started}
     if args.json:
-        print(json.dumps(as_data(job, seconds, files), indent=2))
+        print(json.dumps(as_data(job, result, seconds, files), indent=2))
     elif not args.quiet:
-        print(summary(job, seconds, files))
+        print(summary(job, result, seconds, files))
     return 0
 
 
@@ -141,20 +142,20 @@ def from_recipe(path: str, model: Any, *, own: bool) -> dict[str, Any]:
     return found
 
 
-def as_data(job: Job, seconds: dict[str, float], files: list[Path]) -> dict[str, Any]:
+def as_data(job: Job, result: Generated, seconds: dict[str, float], files: list[Path]) -> dict[str, Any]:
     """What --json prints."""
     count = len(job.labels)
     return {
         "files": [str(path) for path in files],
         "images": count,
-        "model_calls_per_image": job.plan.calls,
+        "model_calls_per_image": result.model_calls,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "seconds_per_image": round(seconds["sampling"] / count, 4),
         "recipe": job.recipe(),
     }
 
 
-def summary(job: Job, seconds: dict[str, float], files: list[Path]) -> str:
+def summary(job: Job, result: Generated, seconds: dict[str, float], files: list[Path]) -> str:
     """Two lines for a person."""
     count, (width, height) = len(job.labels), job.arguments["size"]
     classes = len(job.arguments["labels"])
@@ -162,6 +163,6 @@ def summary(job: Job, seconds: dict[str, float], files: list[Path]) -> str:
     names = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     return (
         f"{count} picture{'s'[: count > 1]} of {kinds}, {width}x{height}, {job.arguments['sampler']}, "
-        f"{job.arguments['steps']} steps ({job.plan.calls} model calls): sampling {seconds['sampling']:.1f} s, "
+        f"{job.arguments['steps']} steps ({result.model_calls} model calls): sampling {seconds['sampling']:.1f} s, "
         f"{seconds['sampling'] / count:.2f} s each; {seconds['total']:.1f} s in all\nwrote {names}"
     )

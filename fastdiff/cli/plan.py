@@ -66,15 +66,17 @@ def build(args: argparse.Namespace) -> Plan:
     from fastdiff.levels import LinearPath
     from fastdiff.plan import Plan
     from fastdiff.predictions import PREDICTIONS
-    from fastdiff.samplers import SAMPLERS
+    from fastdiff.sampling import planned
 
     sampler, options = parse_sampler(args.sampler)
     schedule = parse_schedule(args.schedule)
     prediction = args.prediction or ("flow" if isinstance(schedule.process, LinearPath) else "epsilon")
     if prediction not in PREDICTIONS:
         raise unknown("prediction", prediction, PREDICTIONS)
-    levels = schedule.levels(args.steps)
-    return Plan.build(SAMPLERS[sampler], levels, prediction=prediction, options=options, name=sampler)
+    plan = planned(sampler, schedule, steps=args.steps, prediction=prediction, options=options)
+    if not isinstance(plan, Plan):
+        raise ValueError(f"{sampler} chooses its steps as it goes, so that there is no table of it to print")
+    return plan
 
 
 def as_data(plan: Plan) -> dict[str, Any]:

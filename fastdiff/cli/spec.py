@@ -6,24 +6,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastdiff import schedules
+from fastdiff import adaptive
 from fastdiff.choices import unknown
 from fastdiff.samplers import SAMPLERS
-from fastdiff.schedules import Schedule
-
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "linear_betas": schedules.linear_betas,
-    "scaled_linear_betas": schedules.scaled_linear_betas,
-    "cosine_betas": schedules.cosine_betas,
-    "sigmoid_betas": schedules.sigmoid_betas,
-    "karras": schedules.karras,
-    "edm": schedules.edm,
-    "exponential": schedules.exponential,
-    "polyexponential": schedules.polyexponential,
-    "beta": schedules.beta,
-    "vp": schedules.vp,
-    "flow": schedules.flow,
-}
+from fastdiff.schedules import SCHEDULES, Schedule
 
 
 def parse_schedule(text: str) -> Schedule:
@@ -34,12 +20,7 @@ def parse_schedule(text: str) -> Schedule:
 
 def parse_sampler(text: str) -> tuple[str, dict[str, Any]]:
     """The sampler's name and its options. Raises ValueError for an unknown name or option."""
-    if text.partition(":")[0] == "dpm_adaptive":
-        raise ValueError(
-            "sampler 'dpm_adaptive' chooses its steps as it goes, so there is no plan of it: "
-            "use it in Python, fastdiff.sample(..., sampler='dpm_adaptive')"
-        )
-    return parse("sampler", text, SAMPLERS)
+    return parse("sampler", text, {**SAMPLERS, adaptive.NAME: adaptive.Options})
 
 
 def parse(kind: str, text: str, known: Mapping[str, Callable[..., Any]]) -> tuple[str, dict[str, Any]]:
