@@ -1,5 +1,5 @@
-// What the ops of either device ask of how their tensors lie in memory. Errors are std::runtime_error: the
-// Python door has the friendly ones.
+// What the ops of either device ask of how their tensors lie in memory. The Python door
+// turns errors that begin with "fastdiff: " into ValueErrors.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -17,7 +18,7 @@ using torch::stable::Tensor;
 using Maybe = std::optional<Tensor>;
 
 inline void require(bool condition, const char* message) {
-    if (!condition) throw std::runtime_error(message);
+    if (!condition) throw std::runtime_error(std::string("fastdiff: ") + message);
 }
 
 inline int64_t size_of(const Tensor& t) { return t.dim() == 0 ? 1 : t.size(0); }  // samples

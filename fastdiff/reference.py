@@ -95,7 +95,7 @@ def solver_step(
     doubled: bool = False,
 ) -> Step:
     """One row of a plan (see COLUMNS). x, anchor, history (newest first), noise: [B, ...]; output, uncond: [B, ...]
-    or None where the row has no model output; bound, gain: [B]. A term whose weight is 0 is neither read nor multiplied."""
+    or None where the row has no model output; bound, gain: [B]. A term of weight 0 is neither read nor multiplied."""
     w = weights(table, index)
     value = x.new_empty(0) if output is None else torch.zeros_like(x)
     terms = [(w["a"], x), (w["b"], anchor)]
@@ -103,7 +103,8 @@ def solver_step(
         if output is None:
             raise ValueError("this row has a model output: pass output")
         guided = guide(output, uncond, gain, w, x) if w["q"] and w["w"] else None
-        denoised = clamp(weighted_sum([(w["p"], x), (w["q"], guided)], x), w["lo"], w["hi"], bound)
+        data = weighted_sum([(w["p"], x), (w["q"], guided)], x) if w["w"] else None
+        denoised = None if data is None else clamp(data, w["lo"], w["hi"], bound)
         value = weighted_sum([(w["u"], x), (w["w"], denoised)], x)
         terms.append((w["c0"], value))
     past = (*history, None, None, None)

@@ -4,8 +4,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <string>
-
 #include "../layout.h"
 #include "kernels.h"
 
@@ -20,7 +18,7 @@ inline Dtype dtype_of(ScalarType type) {
         case ScalarType::BFloat16:
             return Dtype::bf16;
         default:
-            throw std::runtime_error("dtype: the C++ kernels take float32, float16 and bfloat16");
+            throw std::runtime_error("fastdiff: dtype: the C++ kernels take float32, float16 and bfloat16");
     }
 }
 inline Dtype dtype_of(const Tensor& t) { return dtype_of(t.scalar_type()); }

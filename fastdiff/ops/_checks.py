@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -41,6 +44,18 @@ def same_device(name: str, tensor: Tensor, like: Tensor) -> None:
         raise ValueError(
             f"{name} is on {tensor.device} and the data on {like.device}: move it with .to({str(like.device)!r})"
         )
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turns a kernel's refusal of its arguments, which PyTorch passes on as RuntimeError, into ValueError."""
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error).splitlines()[0] if str(error) else ""
+        if not message.startswith("fastdiff: "):
+            raise
+        raise ValueError(message.removeprefix("fastdiff: ")) from error
 
 
 def short(dtype: torch.dtype) -> str:

@@ -46,7 +46,7 @@ def launcher(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
     """The Triton kernel `fastdiff.kernels.<name>.launch` where there is one, else the reference."""
 
     def launch(*args: Any) -> Any:
-        if "triton" in backend.KERNELS[name] and backend.unavailable("triton") is None:
+        if "triton" in backend.KERNELS.get(name, ()) and backend.unavailable("triton") is None:
             return importlib.import_module(f"fastdiff.kernels.{name}").launch(*args)
         return reference(*args)
 

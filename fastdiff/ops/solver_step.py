@@ -66,11 +66,11 @@ def solver_step(
     x = _checks.dense(x)
     tensors = [None if t is None else _checks.laid_out_like(t, x) for t in (output, uncond, *images.values())]
     output, uncond, anchor, h1, h2, h3, noise = tensors
-    return Step(
-        *OVERLOADS[name](
-            x, output, table, index, uncond, anchor, h1, h2, h3, noise, bound, gain, dtype, doubled
-        )
-    )
+    arguments = (x, output, table, index, uncond, anchor, h1, h2, h3, noise, bound, gain, dtype, doubled)
+    if torch.compiler.is_compiling():
+        return Step(*OVERLOADS[name](*arguments))
+    with _checks.refusals():
+        return Step(*OVERLOADS[name](*arguments))
 
 
 def solver_step_(
@@ -94,14 +94,9 @@ def solver_step_(
     receives k*x_next (twice). All of these are dense, laid out like x; output, uncond and noise are copied where
     they are not.
     """
-    if output is not None and output.stride() != x.stride():
-        output = _checks.laid_out_like(output, x)
-    if uncond is not None and uncond.stride() != x.stride():
-        uncond = _checks.laid_out_like(uncond, x)
-    if noise is not None and noise.stride() != x.stride():
-        noise = _checks.laid_out_like(noise, x)
     tensors = (x, output, table, index, uncond, anchor, history, noise, bound, gain, input)
-    if x.is_cpu and backend.is_direct("solver_step"):
+    grads = torch.is_grad_enabled() and (x.requires_grad or (output is not None and output.requires_grad))
+    if x.is_cpu and not grads and backend.is_direct("solver_step"):
         try:  # the kernel checks all it reads: checking here first would cost more than the step itself
             NATIVE_(*tensors)
         except RuntimeError:
@@ -113,19 +108,28 @@ def solver_step_(
 
 
 def _checked_step_(
-    x: Tensor, output: Tensor | None, table: Tensor, index: Tensor, *rest: Tensor | None
+    x: Tensor,
+    output: Tensor | None,
+    table: Tensor,
+    index: Tensor,
+    uncond: Tensor | None,
+    anchor: Tensor | None,
+    history: Tensor | None,
+    noise: Tensor | None,
+    *rest: Tensor | None,
 ) -> None:
-    """The step in place with every check, on whichever backend takes it."""
-    check_step_(x, output, table, index, *rest)
+    """The step in place with every check and the copies that kernels need, on whichever backend takes it."""
+    check_step_(x, output, table, index, uncond, anchor, history, noise, *rest)
     name = backend.select("solver_step", x.device.type, x.dtype)
     if name == "reference":
         with torch.no_grad():
-            _reference_(x, output, table, index, *rest)
+            _reference_(x, output, table, index, uncond, anchor, history, noise, *rest)
         return
-    try:
-        INPLACE[name](x, output, table, index, *rest)
-    except RuntimeError as error:  # a layout or a missing tensor, which only the kernel knows of
-        raise ValueError(str(error)) from error
+    output, uncond, noise = (
+        None if t is None else _checks.laid_out_like(t, x) for t in (output, uncond, noise)
+    )
+    with _checks.refusals():  # a layout or a missing tensor, which only the kernel knows of
+        INPLACE[name](x, output, table, index, uncond, anchor, history, noise, *rest)
 
 
 def check_step_(
