@@ -37,17 +37,18 @@ class Caller:
             )
         if self.doubled:
             self.both = {name: self._joined(name) for name in self.conditioning | self.unconditional}
-        times = torch.tensor(plan.times, dtype=torch.float32, device=x.device)
-        self.times = times[:, None].expand(-1, self.images * (2 if self.doubled else 1)).unbind(0)
+        times = torch.tensor(plan.times, dtype=torch.float32, device=x.device)[:, None]
+        self.times = times.expand(-1, self.images).unbind(0)
+        self.doubled_times = times.expand(-1, 2 * self.images).unbind(0) if self.doubled else ()
 
     def __call__(self, i: int, x_in: Tensor) -> tuple[Tensor, Tensor | None]:
         """The model's outputs for row i: (conditional or only, unconditional or None), each [B, ...]."""
-        if not self.guided[i]:
-            return self._call(x_in[: self.images], self.times[i][: self.images], self.conditioning), None
-        if self.doubled:
-            output = self._call(x_in, self.times[i], self.both)
-            return output[: self.images], output[self.images :]
         time = self.times[i]
+        if self.doubled and self.guided[i]:
+            output = self._call(x_in, self.doubled_times[i], self.both)
+            return output[: self.images], output[self.images :]
+        if not self.guided[i]:
+            return self._call(x_in[: self.images] if self.doubled else x_in, time, self.conditioning), None
         return self._call(x_in, time, self.conditioning), self._call(x_in, time, self.unconditional)
 
     def _call(self, x_in: Tensor, time: Tensor, conditioning: Mapping[str, Any]) -> Tensor:

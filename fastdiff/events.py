@@ -98,9 +98,15 @@ class Watcher:
         if self.bar is not None:
             self.bar.close()
 
-    def see(self, row: Row, outputs: Outputs, bound: Tensor | None) -> None:
+    def count(self) -> None:
+        """One more model call."""
+        self.called += 1
         if self.bar is not None:
             self.bar.update()
+
+    def see(self, row: Row, outputs: Outputs, bound: Tensor | None) -> None:
+        """One more model call, shown to the callback."""
+        event = Event(self.called, self.calls, row, outputs, bound)
+        self.count()
         if self.callback is not None:
-            self.callback(Event(self.called, self.calls, row, outputs, bound))
-        self.called += 1
+            self.callback(event)

@@ -102,12 +102,14 @@ class Run:
         guidance, threshold, watcher = self.setting.guidance, self.setting.threshold, self.setting.watcher
         if output is None:
             return None, None
-        bound, gain = None, None
+        gain = None
         if guidance is not None and guidance.rescale and uncond is not None:
             gain = rescale_gain(output, uncond, guidance.scale, guidance.rescale)
-        outputs = Outputs(x, output, uncond, self.weights[i] if self.watched else {}, gain)
-        if threshold is not None:
-            bound = threshold.bound(outputs.denoised())
+        if not self.watched:
+            watcher.count()
+            return None, gain
+        outputs = Outputs(x, output, uncond, self.weights[i], gain)
+        bound = None if threshold is None else threshold.bound(outputs.denoised())
         watcher.see(self.plan.rows[i], outputs, bound)
         return bound, gain
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,12 +110,33 @@ def planned(
         raise ValueError(
             "sample needs a schedule: pass one made by fastdiff.schedules, for example karras(0.03, 14.6)"
         )
+    key = (sampler, schedule, steps, prediction, clip, tuple((options or {}).items()))
+    try:
+        return _remembered(*key)
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        return _planned(*key)  # an option, a list for instance, that cannot be a key
+
+
+def _planned(
+    sampler: str | Planner,
+    schedule: Schedule,
+    steps: int,
+    prediction: str | Prediction,
+    clip: float | tuple[float, float] | None,
+    options: tuple[tuple[str, Any], ...],
+) -> Plan | AdaptivePlan:
     levels = schedule.levels(steps)
     if sampler == adaptive.NAME:
         return AdaptivePlan(
-            levels, resolve_prediction(prediction), clip_bounds(clip), Options.of(options or {})
+            levels, resolve_prediction(prediction), clip_bounds(clip), Options.of(dict(options))
         )
-    return Plan.build(resolve(sampler, options), levels, prediction=prediction, clip=clip)
+    return Plan.build(resolve(sampler, dict(options)), levels, prediction=prediction, clip=clip)
+
+
+# Plans never change, so that one run's can serve the next. typed: True is not 1.
+_remembered = functools.lru_cache(maxsize=32, typed=True)(_planned)
 
 
 def noise_source(

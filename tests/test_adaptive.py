@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import mixture_2d, solve_ode
+from oracles import mixture_2d, output_of, solve_ode
 
 import fastdiff
 from fastdiff import schedules
@@ -20,7 +20,7 @@ PROCESSES = {
 
 def run(prediction, x, steps=12, **options):
     schedule = PROCESSES[prediction]
-    output, calls = MIXTURE.output(prediction), []
+    output, calls = output_of(MIXTURE.denoise, prediction), []
 
     def model(x_in, t):
         calls.append(float(t[0]))

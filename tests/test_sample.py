@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from oracles import execute, mixture_2d
+from oracles import execute, mixture_2d, output_of
 
 import fastdiff
 from fastdiff import schedules
@@ -22,7 +22,7 @@ CASES = {"sample": KARRAS, "edm": schedules.edm(0.01, 40.0), "epsilon": BETAS, "
 
 def model_of(schedule, prediction):
     """A perfect model of the mixture, called as users call one: model(x_in, t)."""
-    output = MIXTURE.output(prediction)
+    output = output_of(MIXTURE.denoise, prediction)
 
     def model(x, t):
         if prediction == "edm":  # called by log(sigma) / 4
@@ -64,7 +64,7 @@ def test_fifty_steps_agree_with_the_float64_oracle(sampler, prediction):
     x = start_of(schedule, steps=steps)
     noise = Recorded()
     plan = Plan.build(SAMPLERS[sampler], schedule.levels(steps), prediction=prediction)
-    output = MIXTURE.output(prediction)
+    output = output_of(MIXTURE.denoise, prediction)
 
     # The oracle's model rounds as the tested one does not: both are given the same analytic float64 function.
     calls = iter([row.level for row in plan.rows if row.call])
