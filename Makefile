@@ -74,7 +74,7 @@ $(VENV)/.torch:
 $(VENV)/.installed: $(VENV)/.torch $(BUILD_INPUTS)
 	@echo 'building and installing fastdiff'
 	$(PIP) install --group build
-	PYTHONWARNINGS=ignore $(PIP) install --no-build-isolation -e .
+	PYTHONWARNINGS=ignore $(PIP) install --no-build-isolation -e '.[images]'
 	@touch $@
 
 $(VENV)/.test-tools: $(VENV)/.torch pyproject.toml

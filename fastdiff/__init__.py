@@ -6,7 +6,7 @@ from fastdiff import schedules
 x = fastdiff.sample(model, (4, 3, 64, 64), schedule=schedules.karras(0.03, 14.6), prediction="sample", seed=0)
 """
 
-from fastdiff import backend, ops, plan, samplers, schedules
+from fastdiff import backend, nn, ops, plan, samplers, schedules
 from fastdiff.events import Cancelled, Event
 from fastdiff.guidance import Guidance
 from fastdiff.noise import BrownianNoise
@@ -23,6 +23,7 @@ __all__ = [
     "Guidance",
     "__version__",
     "backend",
+    "nn",
     "ops",
     "plan",
     "sample",

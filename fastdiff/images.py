@@ -15,7 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+try:
+    from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("pictures need Pillow: pip install 'fastdiff[images]'") from error
 
 from fastdiff.files import write_atomic
 
