@@ -8,8 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +20,20 @@ from fastdiff import generate as generating
 from fastdiff import images, models
 from fastdiff.cli import env, main
 from fastdiff.models import checkpoint
+from tiny_model import one_thread, tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of an untrained network of three classes that runs in milliseconds."""
-    config = models.UNetConfig(
-        num_classes=3, channels=(8, 16), blocks=(1, 1), embed_dim=8, time_dim=8, groups=4, image_size=16
-    )
-    torch.manual_seed(0)
-    net = models.TrainedUNet(
-        config, labels=("brick", "cat", "truchet"), prediction="v", schedule_options={"name": "cosine_betas"}
-    )
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    """A checkpoint that runs in milliseconds."""
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    models.save(path, net, dtype=torch.float32)
+    models.save(path, tiny_model(), dtype=torch.float32)
     return path
 
 
@@ -341,21 +338,26 @@ def test_env_survives_a_backend_that_cannot_run() -> None:
 
 
 def test_interrupt_exits_130_with_nothing_half_written(tmp_path: Path, tiny: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "fastdiff",
-        "generate",
-        "--model",
-        str(tiny),
-        "--size",
-        "512",
-        "--steps",
-        "1000",
-    ]
-    process = subprocess.Popen([*command, "--out", "x.png"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    time.sleep(8)
-    assert process.poll() is None, "it ended before it could be interrupted"
+    script = (
+        "import sys\n"
+        "from fastdiff import generate\n"
+        "from fastdiff.cli import main\n"
+        "watch = generate.Watch.__call__\n"
+        "def told(self, event):\n"
+        "    print('sampling', flush=True)\n"
+        "    watch(self, event)\n"
+        "generate.Watch.__call__ = told\n"
+        f"sys.exit(main(['generate', '--model', {str(tiny)!r}, '--size', '64', '--steps', '1000', '--out', 'x.png']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "sampling\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.count("\n") == 1 and "interrupted" in err
