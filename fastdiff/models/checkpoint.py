@@ -1,0 +1,183 @@
+"""Checkpoints: safetensors files that carry, beside the weights, all that sampling needs to know.
+
+The header's metadata holds one JSON object under "fastdiff": the UNet's configuration, class labels, prediction type,
+schedule, and a note of how it was trained. Nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from fastdiff import schedules
+from fastdiff.files import write_atomic
+from fastdiff.models.config import UNetConfig
+from fastdiff.models.unet import UNet
+
+KEY, FORMAT = "fastdiff", 1
+FIELDS = frozenset({"format", "config", "labels", "prediction", "schedule", "training"})
+PREDICTIONS = ("epsilon", "sample", "v", "flow")
+SCHEDULES = ("linear_betas", "scaled_linear_betas", "cosine_betas", "sigmoid_betas", "flow")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_BYTES, MAX_T = 1 << 31, 100_000
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint of this package, or a damaged one."""
+
+
+class TrainedUNet(UNet):
+    """A UNet that knows what it was trained on.
+
+    labels: names of classes 0, 1, ...; prediction: "epsilon" | "sample" | "v" | "flow"; schedule: the levels it knows;
+    schedule_options: the schedule as data; training: a note, free of form, of how it was trained.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        labels: tuple[str, ...],
+        prediction: str,
+        schedule_options: Mapping[str, Any],
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        if len(labels) != config.num_classes or len(set(labels)) != len(labels):
+            raise ValueError(f"labels must be {config.num_classes} different names, got {', '.join(labels)}")
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+        super().__init__(config)
+        self.labels, self.prediction = labels, prediction
+        self.schedule_options, self.schedule = dict(schedule_options), make_schedule(schedule_options)
+        self.training_note = dict(training or {})
+
+
+def make_schedule(options: Mapping[str, Any]) -> schedules.Schedule:
+    """The schedule {"name": ..., option: value}, its name one of `SCHEDULES`. ValueError for anything else."""
+    name = options.get("name")
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule name must be one of {', '.join(SCHEDULES)}, got {name!r}")
+    rest = {key: value for key, value in options.items() if key != "name"}
+    if not isinstance(rest.get("T", 1), (int, float)) or not 0 < rest.get("T", 1) <= MAX_T:
+        raise ValueError(f"schedule T must be a number up to {MAX_T}, got {rest['T']!r}")
+    try:
+        schedule: schedules.Schedule = getattr(schedules, name)(**rest)
+    except TypeError as error:
+        raise ValueError(f"schedule {name} does not take these options: {error}") from None
+    return schedule
+
+
+def save(
+    path: str | os.PathLike[str],
+    model: TrainedUNet,
+    *,
+    dtype: torch.dtype = torch.float16,
+    overwrite: bool = False,
+) -> None:
+    """Write `model` to `path`, atomically, its weights in `dtype`. FileExistsError unless `overwrite`."""
+    about = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(model.config),
+        "labels": list(model.labels),
+        "prediction": model.prediction,
+        "schedule": model.schedule_options,
+        "training": model.training_note,
+    }
+    tensors = {
+        name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()
+    }
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name} does not fit {dtype}: save with dtype=torch.float32")
+    data = serialize(tensors, {KEY: json.dumps(about, sort_keys=True)})
+    write_atomic(path, lambda file: file.write(data), overwrite=overwrite)
+
+
+def load(path: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu") -> TrainedUNet:
+    """The model of a checkpoint (None: the bundled one), float32, in evaluation mode, its weights frozen.
+
+    Raises FileNotFoundError, or CheckpointError in one line for a file that is damaged, foreign or inconsistent.
+    """
+    file = BUNDLED if path is None else Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} does not exist: give a .safetensors file that `fastdiff train` wrote"
+        )
+    if file.stat().st_size > MAX_BYTES:
+        raise CheckpointError(f"{file} is larger than {MAX_BYTES} bytes: no checkpoint of this package is")
+    try:
+        with safe_open(file, "pt") as opened:
+            model = _model_of(opened.metadata() or {})
+            _check_header(model, {name: opened.get_slice(name) for name in opened.keys()})  # noqa: SIM118
+            tensors = {name: _finite(name, opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is truncated or no safetensors file ({error}): get it again") from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{file} is no usable checkpoint: {error}") from None
+    model.load_state_dict({name: value.to(device) for name, value in tensors.items()}, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _model_of(metadata: Mapping[str, str]) -> TrainedUNet:
+    """The model that the metadata describes, on the meta device: no memory is spent on what may be a lie."""
+    if KEY not in metadata:
+        raise ValueError(
+            f"its header has no {KEY!r} entry: only files that `fastdiff train` wrote can be loaded"
+        )
+    about = json.loads(metadata[KEY])
+    if not isinstance(about, dict) or set(about) != FIELDS:
+        raise ValueError(f"its description must be an object with exactly {', '.join(sorted(FIELDS))}")
+    if about["format"] != FORMAT:
+        raise ValueError(f"its format is {about['format']!r}, this version reads {FORMAT}: update fastdiff")
+    for name in ("config", "schedule", "training"):
+        if not isinstance(about[name], dict):
+            raise ValueError(f"{name} must be an object, got {about[name]!r}")
+    labels = about["labels"]
+    if not isinstance(labels, list) or not all(isinstance(item, str) and item for item in labels):
+        raise ValueError("labels must be a list of names")
+    with torch.device("meta"):
+        return TrainedUNet(
+            UNetConfig.from_dict(about["config"]),
+            labels=tuple(labels),
+            prediction=about["prediction"],
+            schedule_options=about["schedule"],
+            training=about["training"],
+        )
+
+
+def _check_header(model: TrainedUNet, slices: Mapping[str, Any]) -> None:
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    missing, extra = sorted(set(expected) - set(slices)), sorted(set(slices) - set(expected))
+    if missing or extra:
+        raise ValueError(f"weights missing: {_some(missing)}; not expected: {_some(extra)}")
+    for name, shape in expected.items():
+        if tuple(slices[name].get_shape()) != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(slices[name].get_shape())}, its config asks for {shape}"
+            )
+
+
+def _some(names: list[str]) -> str:
+    return (
+        ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
+    )
+
+
+def _finite(name: str, value: Tensor) -> Tensor:
+    if value.dtype not in DTYPES:
+        raise ValueError(f"{name} is {value.dtype}, weights must be float16, bfloat16 or float32")
+    if not value.isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinite values")
+    return value.float()
+
+
+BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "bundled.safetensors"

@@ -1,0 +1,116 @@
+"""The settings of a training run: a frozen dataclass, read from JSON with known keys and finite ranges."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 1 << 20
+PREDICTIONS = ("epsilon", "sample", "v", "flow")
+PRECISIONS = ("float32", "bfloat16")
+RANGES: dict[str, tuple[float, float]] = {
+    "steps": (1, 10**9), "batch": (1, 65536), "micro": (1, 65536), "lr": (1e-9, 1.0), "warmup": (0, 10**9),
+    "cooldown": (0, 10**9), "weight_decay": (0.0, 10.0), "clip": (1e-6, 1e6), "ema": (0.0, 0.999999),
+    "min_snr_gamma": (1e-3, 1e6),
+    "label_dropout": (0.0, 1.0), "margin": (1.0, 4.0), "seed": (0, 2**31 - 1), "save_every": (1, 10**9),
+    "sheet_every": (1, 10**9), "image_size": (1, 4096),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a run computes.
+
+    steps, batch: optimizer steps and pictures a step. micro: pictures a thread works on at a time; does not change the
+        gradient beyond rounding. image_size: side of the training crops, in pixels.
+    margin: pictures are cached at image_size * margin, and crops are drawn from that. flip: mirror half of them.
+    lr, warmup, cooldown: linear rise over `warmup` steps, constant, then a half cosine to zero over `cooldown` steps
+        (cooldown = steps - warmup is the usual cosine schedule).
+    weight_decay, clip: of AdamW, and the largest gradient norm. ema: decay of the averaged weights, after its warm-up.
+    prediction: "epsilon" | "sample" | "v" | "flow". schedule: name in fastdiff.schedules and its options.
+    min_snr_gamma: Hang et al. 2023; weights the error of the clean image by min(SNR, gamma).
+    label_dropout: share of labels replaced by the null class, for classifier-free guidance.
+    precision: of the autocast region. model: fields of UNetConfig, save num_classes and image_size.
+    """
+
+    steps: int = 10_000
+    batch: int = 32
+    micro: int = 8
+    image_size: int = 64
+    margin: float = 1.125
+    flip: bool = True
+    lr: float = 5e-4
+    warmup: int = 200
+    cooldown: int = 9_800
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.999
+    prediction: str = "v"
+    schedule: Mapping[str, Any] = field(default_factory=lambda: {"name": "cosine_betas", "T": 1000})
+    min_snr_gamma: float = 5.0
+    label_dropout: float = 0.1
+    precision: str = "bfloat16"
+    seed: int = 0
+    save_every: int = 500
+    sheet_every: int = 500
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            _check_number(name, getattr(self, name), low, high, whole=_is_int_field(name))
+        for name, known in (("prediction", PREDICTIONS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"config {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"config flip must be true or false, got {self.flip!r}")
+        for name in ("schedule", "model"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"config {name} must be an object, got {getattr(self, name)!r}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as in the JSON file."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**plain, "schedule": dict(self.schedule), "model": dict(self.model)}
+
+
+def from_dict(data: object) -> TrainConfig:
+    """Settings from parsed JSON. ValueError for anything but an object of known keys."""
+    if not isinstance(data, dict):
+        raise ValueError(f"a training config is a JSON object, got {type(data).__name__}")
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise ValueError(
+            f"unknown config keys {', '.join(map(repr, unknown))}: use {', '.join(sorted(known))}"
+        )
+    return TrainConfig(**data)
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Settings from a JSON file of at most 1 MiB. ValueError that names the file for anything malformed."""
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_BYTES} bytes: that is no training config")
+    try:
+        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _is_int_field(name: str) -> bool:
+    return isinstance(TrainConfig.__dataclass_fields__[name].default, int)
+
+
+def _check_number(name: str, value: object, low: float, high: float, *, whole: bool) -> None:
+    kind = "an integer" if whole else "a number"
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type, operator]
+        raise ValueError(f"config {name} must be {kind} from {low:g} to {high:g}, got {value!r}")
