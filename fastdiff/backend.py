@@ -31,7 +31,8 @@ NAMES = ("reference", "cpp", "triton", "cuda")
 AUTOMATIC: dict[str, tuple[str, ...]] = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 """device type -> the backends to try, fastest first."""
 
-_asked: str | None = os.environ.get("FASTDIFF_BACKEND") or None
+_from_environment = os.environ.get("FASTDIFF_BACKEND") or "auto"
+_asked: str | None = None if _from_environment == "auto" else _from_environment
 _chosen: dict[tuple[str | None, str, str, torch.dtype], str] = {}
 _direct: set[str] = set()
 

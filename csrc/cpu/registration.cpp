@@ -1,8 +1,19 @@
 // The CPU kernels' place in PyTorch, through the LibTorch stable ABI: one library serves torch 2.10 and every
 // later one. The schemas are defined in fastdiff/ops.
+#include <pthread.h>
+
+#include <atomic>
+
 #include "tensors.h"
 
 namespace fastdiff {
+
+namespace {
+std::atomic<bool> forked{false};
+const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+}  // namespace
+
+bool is_forked() { return forked.load(std::memory_order_relaxed); }
 
 std::tuple<Tensor, Tensor, Tensor> solver_step(
     const Tensor& x, const Maybe& output, const Tensor& table, const Tensor& index, const Maybe& uncond,

@@ -27,11 +27,15 @@ inline void require_float(const Tensor& t, const Tensor& like, const char* messa
     require(t.scalar_type() == ScalarType::Float && t.is_cpu() && same_layout(like, t), message);
 }
 
+// Whether this process was forked: the threads of the parent's pool are not here, and waiting for them would
+// hang.
+bool is_forked();
+
 // Runs f(begin, end) over [0, total) in blocks of `block`, on torch's own threads where at least two get
 // `grain` each.
 template <class F>
 void run_parallel(int64_t total, int64_t block, int64_t grain, const F& f) {
-    if (total < 2 * grain) return f(int64_t{0}, total);
+    if (total < 2 * grain || is_forked()) return f(int64_t{0}, total);
     const int64_t blocks = (total + block - 1) / block;
     torch::stable::parallel_for(
         0, blocks, std::max<int64_t>(grain / block, 1),
