@@ -33,8 +33,7 @@ help:
 	@echo 'make clean    remove what was built; make distclean also removes $(VENV)'
 
 demo: $(VENV)/.installed
-	@mkdir -p out
-	$(BIN)/fastdiff generate --demo --out out/demo.png --overwrite
+	$(BIN)/fastdiff generate --label all --count 2 --steps 20 --seed 0 --zoom 2 --out out/demo.png --overwrite
 
 test: $(VENV)/.installed $(VENV)/.test-tools
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

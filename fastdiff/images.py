@@ -109,6 +109,15 @@ def grid(
     return np.asarray(sheet)
 
 
+def enlarged(pictures: Picture, factor: int) -> Picture:
+    """uint8 [B, H, W, 3] -> [B, factor * H, factor * W, 3], bicubic, for sheets of small pictures."""
+    if factor == 1:
+        return pictures
+    size = (pictures.shape[2] * factor, pictures.shape[1] * factor)
+    bigger = [Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC) for picture in pictures]
+    return np.stack([np.asarray(picture) for picture in bigger])
+
+
 def film_strip(trajectory: torch.Tensor, *, captions: Sequence[str] | None = None, gap: int = 2) -> Picture:
     """[S, B, 3, H, W] -> one sheet: a row an image, a column a step; `captions` name the columns, under the last."""
     steps, count = trajectory.shape[:2]

@@ -105,6 +105,11 @@ def test_all_classes_get_captions(fastdiff: Callable[..., tuple[int, str, str]])
     assert pixels("all.png").shape[0] > pixels("plain.png").shape[0]
 
 
+def test_a_sheet_can_be_enlarged(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    assert fastdiff("generate --label cat --count 4 --steps 1 --zoom 3 --out x.png")[0] == 0
+    assert pixels("x.png").size >= 4 * 48 * 48 * 3
+
+
 def test_a_recipe_makes_the_same_pixels(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
     options = (
         "--label cat --count 3 --steps 3 --sampler ddim:eta=1.0 --seed 5 --size 32x16 --guidance 1.5 --tile"
@@ -188,6 +193,7 @@ BAD = {
     "count huge": (["generate", "--count", "100000"], "count must be"),
     "seed negative": (["generate", "--seed", "-1"], "seed must be"),
     "guidance nan": (["generate", "--guidance", "nan"], "guidance must be"),
+    "zoom 0": (["generate", "--zoom", "0", "--out", "x.png"], "--zoom"),
     "batch 0": (["generate", "--batch", "0"], "batch must be"),
     "unknown spacing": (["generate", "--spacing", "karas"], "karras"),
     "missing model": (["generate", "--model", "none.safetensors"], "none.safetensors"),

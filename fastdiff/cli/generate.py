@@ -66,6 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="FILE.png for one sheet, or a folder for single files (default out)",
     )
     out("--show-steps", action="store_true", help="also write a film strip of how pictures came about")
+    out("--zoom", type=int, default=1, metavar="N", help="enlarge the pictures of a sheet (default 1)")
     out("--no-captions", action="store_true", help="a sheet of several classes without their names")
     out("--json", action="store_true", help="print timing and the names of the files as JSON")
     out("--quiet", action="store_true", help="no progress bar, no summary")
@@ -81,7 +82,12 @@ def run(args: argparse.Namespace) -> int:
 
     job = prepare(**arguments(args))
     output = Output(
-        Path(args.out), job, strip=args.show_steps, captions=not args.no_captions, overwrite=args.overwrite
+        Path(args.out),
+        job,
+        strip=args.show_steps,
+        captions=not args.no_captions,
+        zoom=args.zoom,
+        overwrite=args.overwrite,
     )
     # disable=None: no bar where stderr is no terminal
     with tqdm(total=job.total_calls, desc="sampling", unit="call", disable=args.quiet or None) as bar:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastdiff.files import check_writable
 from fastdiff.generate import Generated, Job
-from fastdiff.images import Picture, columns_for, film_strip, grid, to_pictures, write_png
+from fastdiff.images import Picture, columns_for, enlarged, film_strip, grid, to_pictures, write_png
 
 STRIP_ROWS, STRIP_COLUMNS = 4, 12
 
@@ -18,17 +18,20 @@ class Output:
     """The files a job will write. Raises OSError or ValueError, before any work, if one of them could not be.
 
     target: a .png for one sheet (or one picture), anything else is a folder for single files.
-    strip: also NAME-steps.png. captions: name the classes on a sheet of several.
+    strip: also NAME-steps.png. captions: name the classes on a sheet of several. zoom: enlarge the pictures of a sheet.
     """
 
     target: Path
     job: Job
     strip: bool = False
     captions: bool = True
+    zoom: int = 1
     overwrite: bool = False
     files: tuple[Path, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        if not 1 <= self.zoom <= 8:
+            raise ValueError(f"--zoom must be from 1 to 8, got {self.zoom}")
         if self.target.suffix and self.target.suffix.lower() != ".png" and not self.target.is_dir():
             raise ValueError(
                 f"--out {self.target}: pictures are written as PNG; name a .png file or a folder"
@@ -77,7 +80,10 @@ class Output:
         width, height = self.job.arguments["size"]
         captions = result.labels if self.captions and classes > 1 else None
         columns = columns_for(len(result.labels), group=count if classes > 1 else 1, aspect=width / height)
-        return grid(to_pictures(result.images), columns=columns, gap=max(4, width // 24), captions=captions)
+        gap = max(4, self.zoom * width // 24)
+        return grid(
+            enlarged(to_pictures(result.images), self.zoom), columns=columns, gap=gap, captions=captions
+        )
 
 
 def _strip(result: Generated) -> Picture:
