@@ -24,7 +24,9 @@ def trailing(T: int, steps: int) -> list[float]:
 
 def linspace(T: int, steps: int) -> list[float]:
     """Equally spaced from 0 to T - 1, rounded; both ends are used (the noisier one where there is a single step)."""
-    return [float(t) for t in np.round(np.linspace(T - 1, 0, steps))]
+    if steps == 1:
+        return [T - 1.0]
+    return [float(t) for t in np.round(np.linspace(0, T - 1, steps))][::-1]  # upwards: ties round as in diffusers
 
 
 def karras(steps: int, low: float, high: float, rho: float = 7.0) -> list[float]:

@@ -44,6 +44,37 @@ def _combined(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     return sum(terms[1:], terms[0]) if terms else torch.zeros_like(tensors[0])
 
 
+def output_of(denoise: Denoiser, prediction: str, *, sigma_data: float = 0.5) -> Denoiser:
+    """What a model of that prediction type returns if its denoised image is `denoise`, from the papers' definitions."""
+
+    def model(x_in: Tensor, level: Level) -> Tensor:
+        a, s = level.alpha, level.sigma
+        x = x_in * math.sqrt(s * s + (sigma_data * a) ** 2) if prediction == "edm" else x_in
+        x0 = denoise(x, level)
+        if prediction == "edm":
+            ratio, x_hat = s / a, x / a
+            c_skip = sigma_data**2 / (ratio**2 + sigma_data**2)
+            return (x0 - c_skip * x_hat) / (ratio * sigma_data / math.sqrt(ratio**2 + sigma_data**2))
+        eps = (x - a * x0) / s
+        return {"sample": x0, "epsilon": eps, "v": a * eps - s * x0, "flow": eps - x0}[prediction]
+
+    return model
+
+
+class RandomDenoiser:
+    """A random smooth nonlinear denoiser of x [N, d], the same function of x / alpha and sigma / alpha everywhere."""
+
+    def __init__(self, rng: np.random.Generator, d: int) -> None:
+        self.mix = torch.from_numpy(rng.normal(size=(d, d)) / d)
+        self.phase = torch.from_numpy(rng.normal(size=d))
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        power = math.hypot(level.alpha, level.sigma)
+        unit, angle = x / power, math.atan2(level.sigma, level.alpha)
+        mix, phase = self.mix.to(x.dtype), self.phase.to(x.dtype)
+        return 0.5 * unit * level.alpha / power + torch.sin(unit @ mix + phase + 2.0 * angle)
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Data distributed as sum_k weights_k N(means_k, deviations_k^2 I). means: [K, d]; weights, deviations: [K]."""
@@ -60,22 +91,6 @@ class Mixture:
         log_mass = self.weights.log() - offset.square().sum(-1) / (2 * total) - x.shape[-1] / 2 * total.log()
         posterior = self.means + (a * variance / total)[:, None] * offset
         return (log_mass.softmax(-1)[..., None] * posterior).sum(1)
-
-    def output(self, prediction: str, *, sigma_data: float = 0.5) -> Denoiser:
-        """What a perfect model of that prediction type returns, written from the definitions in the papers."""
-
-        def model(x_in: Tensor, level: Level) -> Tensor:
-            a, s = level.alpha, level.sigma
-            x = x_in * math.sqrt(s * s + (sigma_data * a) ** 2) if prediction == "edm" else x_in
-            x0 = self.denoise(x, level)
-            if prediction == "edm":
-                ratio, x_hat = s / a, x / a
-                c_skip = sigma_data**2 / (ratio**2 + sigma_data**2)
-                return (x0 - c_skip * x_hat) / (ratio * sigma_data / math.sqrt(ratio**2 + sigma_data**2))
-            eps = (x - a * x0) / s
-            return {"sample": x0, "epsilon": eps, "v": a * eps - s * x0, "flow": eps - x0}[prediction]
-
-        return model
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Samples [count, d] of the data."""

@@ -20,7 +20,7 @@ from unittest.mock import MagicMock, patch
 import numpy as np
 import pytest
 import torch
-from oracles import execute, relative_error
+from oracles import RandomDenoiser, execute, relative_error
 from torch import Tensor
 
 from fastdiff import schedules
@@ -31,6 +31,8 @@ from fastdiff.samplers import SAMPLERS
 CONFIGURATIONS = 16
 # Both sides round after each of up to 50 steps, each its own way; most differences are near 1e-14.
 TOLERANCE = 1e-12
+# k-diffusion's sigma_down is the root of a difference, which loses digits when a step is large and eta near 1.
+ANCESTRAL_TOLERANCE = 3e-11
 
 
 class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -80,19 +82,6 @@ def k() -> ModuleType:
     return loaded
 
 
-class Model:
-    """A random smooth nonlinear denoiser; t is sigma, a number or [B]."""
-
-    def __init__(self, rng: np.random.Generator, channels: int) -> None:
-        self.mix = torch.from_numpy(rng.normal(size=(channels, channels)) / channels)
-        self.phase = torch.from_numpy(rng.normal(size=channels))
-
-    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        sigma = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, 1)
-        wave = torch.sin((x / (1 + sigma**2).sqrt()) @ self.mix + self.phase + 0.3 * torch.log(sigma))
-        return 0.5 * x / (1 + sigma**2) + wave
-
-
 class Pairs:
     """Standard noise that depends on the two sigmas it lies between, to 9 digits (both sides round differently)."""
 
@@ -128,11 +117,15 @@ class Case:
             self.levels = self.levels[:-1]
         self.sigmas = torch.tensor([level.sigma for level in self.levels], dtype=torch.float64)
         self.x = torch.from_numpy(rng.normal(size=(3, 5))) * self.levels[0].sigma
-        self.model, self.noise = Model(rng, 5), Pairs((3, 5))
+        self.denoise, self.noise = RandomDenoiser(rng, 5), Pairs((3, 5))
+
+    def model(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The denoiser as k-diffusion calls it: sigma [B], all the same."""
+        return self.denoise(x, Level(t=0.0, alpha=1.0, sigma=float(sigma.reshape(-1)[0])))
 
     def ours(self, name: str, noise: Callable[[int, Row], Tensor], **options: Any) -> Tensor:
         plan = Plan.build(SAMPLERS[name], self.levels, prediction="sample", options=options)
-        return execute(plan, lambda x, level: self.model(x, level.sigma), self.x, noise)
+        return execute(plan, self.denoise, self.x, noise)
 
 
 @pytest.fixture(params=range(CONFIGURATIONS))
@@ -174,7 +167,8 @@ def test_samplers_with_a_noise_source(k: ModuleType, case: Case, name: str) -> N
         return
     source = {} if name == "dpmpp_2m" else {"noise_sampler": case.noise}
     theirs = getattr(k, f"sample_{name}")(case.model, case.x, case.sigmas, disable=True, **source, **options)
-    agree(case.ours(name, case.noise.of_row, **options), theirs)
+    down = name.endswith("ancestral") or name == "dpmpp_sde"
+    agree(case.ours(name, case.noise.of_row, **options), theirs, ANCESTRAL_TOLERANCE if down else TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "dpm_2"])

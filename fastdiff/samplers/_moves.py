@@ -34,8 +34,11 @@ def ancestral_split(start: Level, to: Level, eta: float) -> tuple[float, float]:
 
     eta = 0 carries all of it, eta = 1 gives the reverse process of DDPM (arXiv:2006.11239, equation 7).
     """
-    fresh = min(to.sigma, eta * to.sigma * math.sqrt(max(0.0, 1.0 - (to.ratio / start.ratio) ** 2)))
-    return math.sqrt((to.sigma - fresh) * (to.sigma + fresh)), fresh
+    rho = to.ratio / start.ratio
+    fresh = min(1.0, eta * math.sqrt(max(0.0, 1.0 - rho**2)))
+    # Not sqrt(1 - fresh^2): with eta = 1 and a large step it would lose most of its digits.
+    carried = math.sqrt(max(0.0, (1.0 - eta) * (1.0 + eta) + (eta * rho) ** 2))
+    return to.sigma * carried, to.sigma * fresh
 
 
 def first_order(start: Level, to: Level, eta: float = 0.0, s_noise: float = 1.0) -> Row:
