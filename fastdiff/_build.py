@@ -28,7 +28,15 @@ INSTALLED = HERE / "_native"
 ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # torch 2.10: the library serves that and every later one
 COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-Wall", "-Wextra"]
 # ffp-contract: fused multiply-adds. The warnings left out are GCC's about its own AVX-512 headers and wide arguments.
-KERNEL = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+KERNEL = [
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-exceptions",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+    "-Wno-maybe-uninitialized",
+]
 X86_LEVELS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": [
@@ -114,14 +122,22 @@ def units(target: str, root: Path, torch: Torch) -> list[Unit]:
     compiler = find_compiler()
     if compiler is None:
         raise BuildFailed("no C++ compiler found: install g++ or clang++, or set CXX")
-    return cuda_units(root / "cuda", torch, compiler) if target == "cuda" else cpu_units(root / "cpu", torch, compiler)
+    return (
+        cuda_units(root / "cuda", torch, compiler)
+        if target == "cuda"
+        else cpu_units(root / "cpu", torch, compiler)
+    )
 
 
 def cpu_units(folder: Path, torch: Torch, compiler: str) -> list[Unit]:
     """The kernels once a level, the choice among levels, and the rest as seen by torch."""
     levels = {"generic": [], **(X86_LEVELS if is_x86() else {})}
     found = [
-        Unit(folder / "level.cpp", f"level_{name}", (compiler, *COMMON, *KERNEL, *flags, f"-DFASTDIFF_LEVEL={name}"))
+        Unit(
+            folder / "level.cpp",
+            f"level_{name}",
+            (compiler, *COMMON, *KERNEL, *flags, f"-DFASTDIFF_LEVEL={name}"),
+        )
         for name, flags in levels.items()
     ]
     choice = ["-DFASTDIFF_X86_LEVELS"] if is_x86() else []
@@ -191,7 +207,8 @@ def compile_and_link(parts: Sequence[Unit], link: Sequence[str], path: Path, job
     with tempfile.TemporaryDirectory(prefix="fastdiff-") as scratch:
         objects = [str(Path(scratch) / f"{part.name}.o") for part in parts]
         commands = [
-            [*part.command, "-c", str(part.source), "-o", out] for part, out in zip(parts, objects, strict=True)
+            [*part.command, "-c", str(part.source), "-o", out]
+            for part, out in zip(parts, objects, strict=True)
         ]
         with ThreadPoolExecutor(max_workers=max(jobs, 1)) as pool:
             list(pool.map(run, commands))
@@ -205,7 +222,7 @@ def run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        reason = next((line for line in lines if "error" in line), lines[-1])
+        reason = next((line for line in lines if "error:" in line or "fatal" in line), lines[-1])
         raise BuildFailed(f"{Path(command[0]).name} failed: {reason}")
 
 
