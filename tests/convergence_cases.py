@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from oracles import Mixture, execute, levels_at, mixture_2d, solve_ode
 
 from fastdiff.levels import Level, LinearPath, Process
 from fastdiff.plan import Plan
 from fastdiff.samplers import SAMPLERS
+from oracles import Mixture, execute, levels_at, mixture_2d, solve_ode
 
 Grid = Callable[[Process, int], list[Level]]
 

@@ -20,13 +20,13 @@ from unittest.mock import MagicMock, patch
 import numpy as np
 import pytest
 import torch
-from oracles import RandomDenoiser, execute, relative_error
 from torch import Tensor
 
 from fastdiff import schedules
 from fastdiff.levels import Level
 from fastdiff.plan import Plan, Row
 from fastdiff.samplers import SAMPLERS
+from oracles import RandomDenoiser, execute, relative_error
 
 CONFIGURATIONS = 16
 # Both sides round after each of up to 50 steps, each its own way; most differences are near 1e-14.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from convergence_cases import CASES, Case, measure
 from oracles import processes
 
