@@ -89,6 +89,8 @@ def test_targets_and_weights_are_the_papers() -> None:
         for got, want in zip((made.on_x0, made.on_eps, made.weight), columns):
             torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-7)
         assert torch.equal(made.time, torch.arange(1000.0))
+    even = Objective.make(schedule, prediction="v", gamma=5.0, offset=1.0).weight
+    assert (even[snr < 5] - 1).abs().max() < 1e-6 and even[0] < 1e-2
     flow = Objective.make(make_schedule({"name": "flow", "T": 1000}), prediction="flow", gamma=5.0)
     assert flow.on_x0.eq(-1).all() and flow.on_eps.sub(1).abs().max() < 1e-6
     assert flow.time[-1] == 1000 and flow.alpha[-1] == 0 and flow.weight[-1] == 0

@@ -124,6 +124,8 @@ def load(path: str | os.PathLike[str] | None = None, *, device: str | torch.devi
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{file} is no usable checkpoint: {error}") from None
     model.load_state_dict({name: value.to(device) for name, value in tensors.items()}, assign=True)
+    # Channels last: convolutions are about a tenth faster in it, and their outputs follow their weights.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)
 
 

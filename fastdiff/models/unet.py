@@ -115,7 +115,6 @@ class UNet(nn.Module):
         self.norm = NormSiLU(config.groups, widths[0])
         self.head = Conv3x3(widths[0], pixels)
         _zero(self.head)
-        nn.init.normal_(self.label.weight, std=0.02)
 
     def forward(self, x: Tensor, t: Tensor, *, label: Tensor | None = None) -> Tensor:
         """x: [B, image_channels, H, W]; t: float [B], the training index; label: int64 [B], or None for the null class.

@@ -16,7 +16,7 @@ PRECISIONS = ("float32", "bfloat16")
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, 10**9), "batch": (1, 65536), "micro": (1, 65536), "lr": (1e-9, 1.0), "warmup": (0, 10**9),
     "cooldown": (0, 10**9), "weight_decay": (0.0, 10.0), "clip": (1e-6, 1e6), "ema": (0.0, 0.999999),
-    "min_snr_gamma": (1e-3, 1e6),
+    "min_snr_gamma": (1e-3, 1e6), "snr_offset": (0.0, 1e6),
     "label_dropout": (0.0, 1.0), "margin": (1.0, 4.0), "seed": (0, 2**31 - 1), "save_every": (1, 10**9),
     "sheet_every": (1, 10**9), "image_size": (1, 4096),
 }  # fmt: skip
@@ -33,7 +33,8 @@ class TrainConfig:
         (cooldown = steps - warmup is the usual cosine schedule).
     weight_decay, clip: of AdamW, and the largest gradient norm. ema: decay of the averaged weights, after its warm-up.
     prediction: "epsilon" | "sample" | "v" | "flow". schedule: name in fastdiff.schedules and its options.
-    min_snr_gamma: Hang et al. 2023; weights the error of the clean image by min(SNR, gamma).
+    min_snr_gamma, snr_offset: the error of the clean image counts min(SNR, gamma) + offset (Hang et al. 2023, and 1 as
+        in Salimans & Ho 2022 so that the highest noise levels count too).
     label_dropout: share of labels replaced by the null class, for classifier-free guidance.
     precision: of the autocast region. model: fields of UNetConfig, save num_classes and image_size.
     """
@@ -53,6 +54,7 @@ class TrainConfig:
     prediction: str = "v"
     schedule: Mapping[str, Any] = field(default_factory=lambda: {"name": "cosine_betas", "T": 1000})
     min_snr_gamma: float = 5.0
+    snr_offset: float = 0.0
     label_dropout: float = 0.1
     precision: str = "bfloat16"
     seed: int = 0

@@ -43,14 +43,22 @@ class Objective:
     weight: Tensor
 
     @staticmethod
-    def make(schedule: schedules.Schedule, *, prediction: str, gamma: float) -> Objective:
-        """The table of a schedule and prediction type. ValueError for epsilon at pure noise."""
+    def make(
+        schedule: schedules.Schedule, *, prediction: str, gamma: float, offset: float = 0.0
+    ) -> Objective:
+        """The table of a schedule and prediction type. ValueError for epsilon at pure noise.
+
+        The error of the clean image counts min(SNR, gamma) + offset: with offset 1, high noise levels, where SNR
+        vanishes and the class and colours of a picture are decided, are learned as fast as the others.
+        """
         rows = []
         for level in training_levels(schedule):
             p, q = PREDICTIONS[prediction].weights(level)
             snr = (level.alpha / level.sigma) ** 2
             on_x0, on_eps = (1 - p * level.alpha) / q, -p * level.sigma / q
-            rows.append((level.t, level.alpha, level.sigma, on_x0, on_eps, min(snr, gamma) * q * q))
+            rows.append(
+                (level.t, level.alpha, level.sigma, on_x0, on_eps, (min(snr, gamma) + offset) * q * q)
+            )
         return Objective(*torch.tensor(rows, dtype=torch.float64).float().T.contiguous())
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:

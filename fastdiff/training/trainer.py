@@ -60,7 +60,9 @@ class Trainer:
     def __init__(self, config: TrainConfig, data: Path, *, device: str = "cpu") -> None:
         self.config, self.device = config, torch.device(device)
         schedule = make_schedule(config.schedule)
-        self.objective = Objective.make(schedule, prediction=config.prediction, gamma=config.min_snr_gamma)
+        self.objective = Objective.make(
+            schedule, prediction=config.prediction, gamma=config.min_snr_gamma, offset=config.snr_offset
+        )
         folder = load_folder(data, size=round(config.image_size * config.margin))
         self.batches = Batches(
             folder, batch=config.batch, crop=config.image_size, flip=config.flip, seed=config.seed
