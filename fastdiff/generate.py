@@ -105,13 +105,17 @@ def prepare(
     guidance: scale of classifier-free guidance, 1 for none. tile: pictures that repeat seamlessly.
     batch: images made at once, which bounds memory; chosen by size if None.
     model: a checkpoint, a loaded model, or None for the bundled one.
-    device: "cpu" or "cuda"; cuda where there is one if None.
+    device: "cpu" or "cuda", where a checkpoint is loaded; cuda where there is one if None.
 
     Raises ValueError, TypeError or OSError in one line for anything that could not work.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     started = time.perf_counter()
-    net = model if isinstance(model, models.TrainedUNet) else models.load(model, device=device)
+    net = model if isinstance(model, models.TrainedUNet) else models.load(model, device=pick_device(device))
+    where = net.label.weight.device
+    if device is not None and torch.device(device).type != where.type:
+        raise ValueError(
+            f"the model is on {where}, not on {device}: load it there, models.load(path, device={device!r})"
+        )
     width, height = _size(size, net)
     names = _labels(labels, net.labels)
     _check_integer("count", count, 1, MAX_COUNT // len(names))
@@ -128,7 +132,7 @@ def prepare(
         "options": dict(options or {}), "spacing": spacing, "seed": seed, "guidance": guidance, "tile": tile,
         "batch": batch or max(1, BATCH_PIXELS // (width * height)),
     }  # fmt: skip
-    return Job(net, plan, arguments, device, loading=time.perf_counter() - started)
+    return Job(net, plan, arguments, str(where), loading=time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,15 @@ class Watch:
             self.frames.append(event.x.to("cpu", torch.float32) / spread)
         if self.progress is not None:
             self.progress(1)
+
+
+def pick_device(device: str | None = None) -> str:
+    """The device asked for, or cuda where there is one, else cpu. Raises ValueError for one that is not there."""
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: torch sees no CUDA device here; leave it out, or use cpu")
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def fingerprint(net: torch.nn.Module) -> str:

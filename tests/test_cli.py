@@ -205,7 +205,8 @@ BAD = {
     "existing output": (["generate", "--out", "plain.png"], "--overwrite"),
     "no png": (["generate", "--out", "new.jpg"], "PNG"),
     "folder under a file": (["generate", "--out", "plain.png/x.png"], "not a folder"),
-    "device": (["generate", "--out", "/dev/null/x.png"], "not a folder"),
+    "folder under a device": (["generate", "--out", "/dev/null/x.png"], "not a folder"),
+    "unknown device": (["generate", "--device", "cude"], "did you mean cuda"),
     "unknown command": (["generte"], "did you mean generate"),
     "unknown flag": (["generate", "--lable", "brick"], "--lable"),
     "plan: unknown sampler": (["plan", "--sampler", "hein"], "did you mean heun"),
@@ -239,6 +240,12 @@ def test_bad_input_is_one_line_and_nothing_lost(
     assert err.count("\n") == 1 and err.startswith("fastdiff"), err
     assert expected in err
     assert {name: Path(name).read_bytes() for name in os.listdir()} == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_where_there_is_none(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = fastdiff("generate --device cuda --out x.png")
+    assert code == 1 and err.count("\n") == 1 and "no CUDA device" in err
 
 
 def test_unwritable_folder(

@@ -104,11 +104,12 @@ def run(args: argparse.Namespace) -> int:
 def arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `fastdiff.generate.prepare`: those given, else the recipe's, else none (its defaults)."""
     from fastdiff.cli.spec import parse_sampler
+    from fastdiff.generate import pick_device
     from fastdiff.models import load
 
     given: dict[str, Any] = {
         name: getattr(args, name)
-        for name in ("count", "seed", "tile", "steps", "spacing", "guidance", "batch", "device")
+        for name in ("count", "seed", "tile", "steps", "spacing", "guidance", "batch")
         if getattr(args, name) is not None
     }
     if args.sampler is not None:
@@ -117,7 +118,7 @@ def arguments(args: argparse.Namespace) -> dict[str, Any]:
         given["size"] = parse_size(args.size)
     if args.label is not None:
         given["labels"] = [name.strip() for name in args.label.split(",") if name.strip()]
-    model = load(args.model)
+    model = load(args.model, device=pick_device(args.device))
     merged = {**(from_recipe(args.recipe, model, own=args.model is not None) if args.recipe else {}), **given}
     merged.setdefault("labels", ["all"])
     if "count" not in merged:
