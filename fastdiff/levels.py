@@ -7,7 +7,9 @@ numbers, because sigma / alpha is infinite where flow matching and zero-terminal
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -171,6 +173,17 @@ class DiscreteTime:
     def _preserving(self, t: float, ratio: float) -> Level:
         alpha = 1.0 / math.hypot(1.0, ratio)
         return Level(t=t, alpha=alpha, sigma=ratio * alpha, scale=alpha, process=self)
+
+
+def check_falling(levels: Sequence[Level]) -> None:
+    """ValueError unless there is a level and each is less noisy than the one before."""
+    if not levels:
+        raise ValueError("a plan needs at least one level: use Schedule.levels(steps)")
+    ratios = [level.ratio for level in levels]
+    if not all(a > b for a, b in pairwise(ratios)):
+        raise ValueError(
+            "the noise must fall at every step: these levels repeat or rise; use fewer steps or another spacing"
+        )
 
 
 def clean(process: Process) -> Level:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.levels import Level
+from fastdiff.levels import Level, check_falling
 from fastdiff.predictions import Prediction, resolve
 from fastdiff.reference import COLUMNS
 
@@ -91,11 +91,15 @@ class Plan:
 
         levels: noisiest first, the final one included (Schedule.levels).
         clip: bounds of the denoised image, (lo, hi) or one number c for (-c, c) (static thresholding).
-        Raises ValueError if a row does not fit its neighbours, is not finite, or does not map constant data to itself.
+        Raises ValueError if the levels do not fall, or if a row does not fit its neighbours, is not finite, or does
+        not map constant data to itself.
         """
 
+        check_falling(levels)
+        bound = dict(options or {})  # a copy: the caller's may change before start_at plans again
+
         def planned(some_levels: Sequence[Level]) -> Iterable[Row]:
-            return planner(tuple(some_levels), **(options or {}))
+            return planner(tuple(some_levels), **bound)
 
         return cls(
             rows=tuple(planned(levels)),
@@ -226,6 +230,8 @@ def _ring(rows: Sequence[Row], slots: Sequence[int]) -> int:
 
 def _check(rows: Sequence[Row], levels: Sequence[Level]) -> None:
     """Rows join up, read only what is stored, and map constant data exactly."""
+    if not rows and len(levels) > 1:
+        raise ValueError("the planner made no rows for these levels: it must yield at least one a step")
     here = anchor = rows[0].level if rows else levels[0]
     if rows and (here.alpha, here.sigma) not in {
         (level.alpha, level.sigma) for level in (levels[0], levels[0].finite())

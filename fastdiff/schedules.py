@@ -8,7 +8,6 @@ schedules.flow(shift=3.0).levels(20)                          # rectified flow
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from fastdiff import spacings
 from fastdiff.choices import unknown
-from fastdiff.levels import DiscreteTime, Level, LinearPath, Process, VarianceExploding, clean
+from fastdiff.levels import DiscreteTime, Level, LinearPath, Process, VarianceExploding, check_falling, clean
 
 __all__ = [
     "SCHEDULES",
@@ -65,11 +64,7 @@ class Schedule:
         if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= MAX_STEPS:
             raise ValueError(f"steps must be an integer from 1 to {MAX_STEPS}, got {steps!r}")
         levels = (*self.spacing(self.process, int(steps)), self.final or clean(self.process))
-        ratios = [level.ratio for level in levels]
-        if not all(a > b for a, b in itertools.pairwise(ratios)):
-            raise ValueError(
-                "the noise must fall at every step, but this schedule repeats a level or rises: use fewer steps"
-            )
+        check_falling(levels)
         return levels
 
 

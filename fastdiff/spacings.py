@@ -26,7 +26,8 @@ def linspace(T: int, steps: int) -> list[float]:
     """Equally spaced from 0 to T - 1, rounded; both ends are used (the noisier one where there is a single step)."""
     if steps == 1:
         return [T - 1.0]
-    return [float(t) for t in np.round(np.linspace(0, T - 1, steps))][::-1]  # upwards: ties round as in diffusers
+    upwards = np.round(np.linspace(0, T - 1, steps))  # in this direction ties round as in diffusers
+    return [float(t) for t in upwards[::-1]]
 
 
 def karras(steps: int, low: float, high: float, rho: float = 7.0) -> list[float]:

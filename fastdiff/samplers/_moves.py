@@ -29,11 +29,18 @@ def gains(start: Level, to: Level, sigma: float | None = None) -> tuple[float, f
     return r, to.alpha - r * start.alpha
 
 
+def check_amount(name: str, value: float) -> None:
+    """ValueError unless value, how much noise to add, is a number of at least 0."""
+    if not value >= 0:
+        raise ValueError(f"{name} must be a number of at least 0, got {value}")
+
+
 def ancestral_split(start: Level, to: Level, eta: float) -> tuple[float, float]:
     """The noise at `to` as (carried over, fresh), in units of sigma: carried^2 + fresh^2 = to.sigma^2.
 
     eta = 0 carries all of it, eta = 1 gives the reverse process of DDPM (arXiv:2006.11239, equation 7).
     """
+    check_amount("eta", eta)
     rho = to.ratio / start.ratio
     fresh = min(1.0, eta * math.sqrt(max(0.0, 1.0 - rho**2)))
     # Not sqrt(1 - fresh^2): with eta = 1 and a large step it would lose most of its digits.

@@ -8,12 +8,13 @@ from itertools import pairwise
 
 from fastdiff.levels import Level
 from fastdiff.plan import Row
-from fastdiff.samplers._moves import Levels, ancestral_split, first_order, gains
+from fastdiff.samplers._moves import Levels, ancestral_split, check_amount, first_order, gains
 from fastdiff.samplers.linear_multistep import check_order
 
 
 def _noisy_gains(a: Level, b: Level, h: float, eta: float) -> tuple[float, float, float]:
     """Weights of x, denoised and noise of the first-order step of the SDE with noise eta (arXiv:2211.01095)."""
+    check_amount("eta", eta)
     spent = eta * h if eta else 0.0  # h is infinite from pure noise
     r = b.sigma / a.sigma * math.exp(-spent)
     return r, b.alpha - r * a.alpha, b.sigma * math.sqrt(-math.expm1(-2.0 * spent))

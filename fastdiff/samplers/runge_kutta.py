@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from fastdiff.levels import Level
 from fastdiff.plan import Row
-from fastdiff.samplers._moves import Levels, ancestral_split, in_linear_coordinates
+from fastdiff.samplers._moves import Levels, ancestral_split, check_amount, in_linear_coordinates
 from fastdiff.spacings import karras
 
 Move = Callable[[Level, Level], Iterator[Row]]
@@ -55,6 +55,7 @@ class Churn:
     s_noise: float = 1.0
 
     def walk(self, levels: Levels, move: Move) -> Iterator[Row]:
+        check_amount("churn", self.amount)
         gamma = min(self.amount / (len(levels) - 1), math.sqrt(2.0) - 1.0)
         for a, b in pairwise(levels):
             if gamma > 0 and self.low <= a.ratio <= self.high and a.alpha:
