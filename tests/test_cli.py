@@ -320,7 +320,7 @@ def test_plot_without_matplotlib_says_so(
 def test_env_tells_which_backend_and_why(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = fastdiff("env", "--json")
     report = json.loads(out)
-    assert code == 0 and report["versions"]["torch"] == torch.__version__
+    assert code == 0 and torch.__version__.startswith(report["versions"]["torch"].split("+")[0])
     for op in ("solver_step", "add_noise", "group_norm_silu"):
         assert report["ops"][f"{op} on cpu"]["float32"].split(":")[0] in ("cpp", "reference", "triton")
     assert "solver_step on cpu" in fastdiff("env")[1]
