@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import mixture_2d, output_of, solve_ode
 
 import fastdiff
 from fastdiff import schedules
+from oracles import mixture_2d, output_of, solve_ode
 
 MIXTURE = mixture_2d()
 PROCESSES = {

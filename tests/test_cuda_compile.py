@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import sass
 import torch
 
+import sass
 from fastdiff import _build
 
 CUDA_TORCH_ONLY = (

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from add_noise_cases import DTYPES, assert_close
 
 ROOT = Path(__file__).resolve().parents[1]

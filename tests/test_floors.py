@@ -10,10 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS: dict[str, int] = {
-    **dict.fromkeys(["errors", "files", "choices", "reference", "backend", "native", "_build", "_host", "kernels"], 0),
+    **dict.fromkeys(
+        ["errors", "files", "choices", "reference", "backend", "native", "_build", "_host", "kernels"], 0
+    ),
     "ops": 1,
     **dict.fromkeys(["levels", "spacings", "schedules", "predictions", "plan", "samplers"], 2),
-    **dict.fromkeys(["guidance", "noise", "thresholding", "calling", "events", "executor", "sampling", "adaptive"], 3),
+    **dict.fromkeys(
+        ["guidance", "noise", "thresholding", "calling", "events", "executor", "sampling", "adaptive"], 3
+    ),
     **dict.fromkeys(["nn", "images", "models", "training"], 4),
     **dict.fromkeys(["generate"], 5),
     **dict.fromkeys(["cli", "__main__"], 6),

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
+
 from add_noise_cases import (
     CASES,
     DTYPES,
@@ -16,8 +18,6 @@ from add_noise_cases import (
     check_values,
     make,
 )
-from torch import Tensor
-
 from fastdiff import backend, ops
 
 pytestmark = [

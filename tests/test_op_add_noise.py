@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import HALF_AND_SINGLE, assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import HALF_AND_SINGLE, assert_accurate
 from fastdiff import backend, ops
 
 SHAPES = [(2, 3), (3, 4, 17), (2, 4, 64, 64), (1, 3, 5, 7, 9), (5, 1), (1, 1, 1, 1), (0, 3, 4), (2, 0)]

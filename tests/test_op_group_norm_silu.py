@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import HALF_AND_SINGLE, assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import HALF_AND_SINGLE, assert_accurate
 from fastdiff import backend, ops
 from fastdiff.nn import GroupNormSiLU
 

@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 import torch
-from conftest import HALF_AND_SINGLE, assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import HALF_AND_SINGLE, assert_accurate
 from fastdiff import backend, ops, reference
 from fastdiff.reference import COLUMNS, WIDTH
 

@@ -6,12 +6,12 @@ import threading
 
 import pytest
 import torch
-from oracles import execute, mixture_2d, output_of
 
 import fastdiff
 from fastdiff import schedules
 from fastdiff.plan import Plan
 from fastdiff.samplers import SAMPLERS
+from oracles import execute, mixture_2d, output_of
 
 MIXTURE = mixture_2d()
 KARRAS = schedules.karras(0.03, 14.6)

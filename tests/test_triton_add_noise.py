@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sass
 import torch
+
+import sass
 from add_noise_cases import CASES, DTYPES, check_repeatable, check_specials, check_values, make
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
