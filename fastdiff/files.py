@@ -30,7 +30,7 @@ def write_atomic(
     except OSError as error:
         if isinstance(error, FileExistsError):
             raise
-        raise type(error)(error.errno, f"{target}: {_reason(error)}") from error
+        raise OSError(error.errno or errno.EIO, f"{target}: {_reason(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,10 @@ def test_the_build_script_needs_only_the_standard_library() -> None:
     names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in top if isinstance(node, ast.ImportFrom)}
     assert not {name.split(".")[0] for name in names} & {"torch", "numpy", "fastdiff", "setuptools"}
+
+
+def test_the_contributing_guide_shows_the_same_floors() -> None:
+    rows = re.findall(r"^\| (\d) \| ([^|]*) \|", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
+    shown = {name: int(floor) for floor, names in rows for name in re.findall(r"`(\w+)`", names)}
+    internal = {"_build", "_host", "__main__"}
+    assert shown == {name: floor for name, floor in FLOORS.items() if name not in internal}
