@@ -28,11 +28,12 @@ namespace {
 
 Tensor add_noise(const Tensor& x0, const Tensor& noise, const Tensor& alpha, const Tensor& sigma) {
     const int64_t batch = size_of(x0);
+    require(x0.is_cpu() && noise.is_cpu(), "x0 and noise must be on the CPU");
     require(is_dense(x0) && same_layout(x0, noise), "x0 and noise must be dense and laid out alike");
     require(x0.scalar_type() == noise.scalar_type(), "x0 and noise must have one dtype");
     for (const Tensor* t : {&alpha, &sigma})
         require(
-            t->scalar_type() == ScalarType::Float && t->is_cpu() && t->is_contiguous() &&
+            t->scalar_type() == ScalarType::Float && t->is_cpu() && t->dim() == 1 && t->is_contiguous() &&
                 (t->numel() == 1 || t->numel() == batch),
             "alpha and sigma must be float32, one value or one a sample");
     Tensor out = torch::stable::empty_like(x0);
@@ -54,11 +55,12 @@ Tensor add_noise(const Tensor& x0, const Tensor& noise, const Tensor& alpha, con
     return out;
 }
 
-const void* affine(const Maybe& t, int64_t channels, Dtype& dtype) {
+const void* affine(const Maybe& t, const Tensor& x, Dtype& dtype) {
     if (!t.has_value()) return nullptr;
     require(
-        t->is_cpu() && t->is_contiguous() && t->numel() == channels,
-        "weight and bias must hold one value a channel");
+        t->is_cpu() && t->dim() == 1 && t->is_contiguous() && t->numel() == x.size(1) &&
+            (t->scalar_type() == ScalarType::Float || t->scalar_type() == x.scalar_type()),
+        "weight and bias must hold one value a channel, in float32 or x's dtype");
     dtype = dtype_of(*t);
     return t->data_ptr();
 }
@@ -102,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu(
     args.x = x.data_ptr();
     args.y = y.data_ptr();
     args.dtype = dtype_of(x);
-    args.weight = affine(weight, channels, args.weight_dtype);
-    args.bias = affine(bias, channels, args.bias_dtype);
+    args.weight = affine(weight, x, args.weight_dtype);
+    args.bias = affine(bias, x, args.bias_dtype);
     args.eps = eps;
     args.batch = batch, args.channels = channels, args.groups = groups,
     args.size = numel / (batch * channels);

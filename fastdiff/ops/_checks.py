@@ -46,6 +46,11 @@ def same_device(name: str, tensor: Tensor, like: Tensor) -> None:
         )
 
 
+def on_cpu(*values: object) -> bool:
+    """Whether each value that is a tensor is on the CPU."""
+    return all(value.is_cpu for value in values if isinstance(value, Tensor))
+
+
 @contextmanager
 def refusals() -> Iterator[None]:
     """Turns a kernel's refusal of its arguments, which PyTorch passes on as RuntimeError, into ValueError."""

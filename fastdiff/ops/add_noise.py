@@ -18,6 +18,20 @@ def add_noise(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | T
     x0, noise: [B, ...], one dtype and device; alpha, sigma: a number, or one for each sample [B].
     Returns a tensor like x0 (dtype, memory format). Differentiable in every tensor.
     """
+    if backend.is_direct("add_noise") and _checks.on_cpu(x0, noise, alpha, sigma):
+        try:  # the kernel checks all it reads, at a fraction of the cost
+            return NATIVE(x0, noise, _direct(alpha), _direct(sigma))
+        except (RuntimeError, TypeError):
+            pass
+    return _checked(x0, noise, alpha, sigma)
+
+
+def _direct(value: float | Tensor) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.full((1,), value, dtype=torch.float32)
+
+
+def _checked(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+    """add_noise with every check, conversion and copy, on whichever backend takes it."""
     _checks.floating("x0", x0)
     _checks.same("noise", noise, x0)
     alpha, sigma = _level("alpha", alpha, x0), _level("sigma", sigma, x0)
@@ -79,3 +93,4 @@ OVERLOADS = define(
     "add_noise(Tensor x0, Tensor noise, Tensor alpha, Tensor sigma) -> Tensor", reference.add_noise, _fake
 )
 differentiate("add_noise", _backward, _setup)
+NATIVE = OVERLOADS["cpp"]
