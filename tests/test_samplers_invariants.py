@@ -70,11 +70,9 @@ def test_data_and_noise_power_are_kept(sampler: str) -> None:
         unit = np.eye(2 + len(noisy))  # x0, the noise x starts with, and each fresh noise
         start = plan.rows[0].level
         near = 1e-8
-        if sampler in (
-            "plms",
-            "pndm",
-        ):  # their first step goes by the slope where it arrives, which multiplies rounding
-            near += 1e-15 * start.s**2 / levels(name, steps)[1].s if levels(name, steps)[1].s else 0.0
+        if sampler in ("plms", "pndm"):
+            # Their first steps go by the slope where they arrive, which multiplies rounding.
+            near += 1e-15 * start.s**2 / min(level.s or 1.0 for level in levels(name, steps)[1:5])
         x = anchor = start.alpha * unit[0] + start.sigma * unit[1]
         history: list[np.ndarray] = []
         fresh = iter(unit[2:])
