@@ -78,7 +78,9 @@ class Output:
     def _sheet(self, result: Generated) -> Picture:
         count, classes = self.job.arguments["count"], len(self.job.arguments["labels"])
         width, height = self.job.arguments["size"]
-        captions = result.labels if self.captions and classes > 1 else None
+        captions = (
+            [label.replace("_", " ") for label in result.labels] if self.captions and classes > 1 else None
+        )
         columns = columns_for(len(result.labels), group=count if classes > 1 else 1, aspect=width / height)
         gap = max(4, self.zoom * width // 24)
         return grid(
