@@ -27,6 +27,7 @@ from fastdiff.levels import DiscreteTime, Level, LinearPath, VarianceExploding, 
 from fastdiff.plan import Plan
 from fastdiff.samplers import SAMPLERS
 from oracles import RandomDenoiser, execute, output_of, relative_error
+from oracles import one_thread as one_thread
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
