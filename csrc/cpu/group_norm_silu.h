@@ -50,40 +50,55 @@ Moments block_moments(const T* p, int64_t size) {
     return m;
 }
 
-FASTDIFF_INLINE float affine(const void* p, Dtype dtype, int64_t channel, float missing) {
-    if (!p) return missing;
+template <class T>
+void widen_range(const void* p, int64_t first, int64_t count, float* out) {
+    const T* from = static_cast<const T*>(p) + first;
+    for_pieces(0, count, [&](auto piece, int64_t i, int64_t n) FASTDIFF_INLINE_LAMBDA {
+        using P = decltype(piece);
+        store_tile<P>(out + i, load_tile<P>(from + i, n), n);
+    });
+}
+
+// Channels [first, first + count) of weight or bias as float32, or `missing` where there is none.
+inline void affine(const void* p, Dtype dtype, int64_t first, int64_t count, float missing, float* out) {
+    if (!p) {
+        for (int64_t c = 0; c < count; ++c) out[c] = missing;
+        return;
+    }
     switch (dtype) {
         case Dtype::f32:
-            return static_cast<const float*>(p)[channel];
+            return widen_range<float>(p, first, count, out);
         case Dtype::f16:
-            return widen(Shorts{} + static_cast<const Half*>(p)[channel].bits, Half{})[0];
-        default:
-            return widen(Shorts{} + static_cast<const Bfloat*>(p)[channel].bits, Bfloat{})[0];
+            return widen_range<Half>(p, first, count, out);
+        case Dtype::bf16:
+            return widen_range<Bfloat>(p, first, count, out);
     }
 }
 
-// y = silu((x - mean)*scale + shift): mean is rounded to float32, and shift makes up for it.
-struct Affine {
-    float mean, scale, shift;
-
-    Affine(const GroupNormSilu& args, double exact_mean, double rstd, int64_t channel) {
-        mean = static_cast<float>(exact_mean);
-        scale = static_cast<float>(rstd * affine(args.weight, args.weight_dtype, channel, 1.0f));
-        shift = static_cast<float>(
-            affine(args.bias, args.bias_dtype, channel, 0.0f) - (exact_mean - mean) * scale);
+// y = silu((x - mean)*scale + shift) for the channels of one group: mean is rounded to float32, and shift
+// makes up for it.
+inline void scales(
+    const GroupNormSilu& args, double mean, float rstd, int64_t first, int64_t count, float* scale,
+    float* shift) {
+    affine(args.weight, args.weight_dtype, first, count, 1.0f, scale);
+    affine(args.bias, args.bias_dtype, first, count, 0.0f, shift);
+    const float rest = static_cast<float>(mean - static_cast<float>(mean));
+    for (int64_t c = 0; c < count; ++c) {
+        scale[c] *= rstd;
+        shift[c] -= rest * scale[c];
     }
-};
+}
 
-FASTDIFF_INLINE double finish(const GroupNormSilu& args, const Moments& m, int64_t group) {
-    const double rstd = 1.0 / __builtin_sqrt(m.squares / m.count + args.eps);
+// Writes the group's mean and rstd, and returns rstd.
+inline float finish(const GroupNormSilu& args, const Moments& m, int64_t group) {
     args.mean[group] = static_cast<float>(m.mean);
-    args.rstd[group] = static_cast<float>(rstd);
-    return rstd;
+    return args.rstd[group] = static_cast<float>(1.0 / __builtin_sqrt(m.squares / m.count + args.eps));
 }
 
 template <class T>
 void group_norm_silu_of(const GroupNormSilu& args, int64_t begin, int64_t end) {
-    constexpr int64_t kBlock = 4096;
+    constexpr int64_t kBlock = 4096, kAhead = 64;
+    float scale[kAhead], shift[kAhead];
     const int64_t per_group = args.channels / args.groups, size = per_group * args.size;
     for (int64_t group = begin; group < end; ++group) {
         const T* x = static_cast<const T*>(args.x) + group * size;
@@ -93,15 +108,20 @@ void group_norm_silu_of(const GroupNormSilu& args, int64_t begin, int64_t end) {
             const Moments block = block_moments(x + i, size - i < kBlock ? size - i : kBlock);
             m.merge(block.count, block.mean, block.squares);
         }
-        const double rstd = finish(args, m, group);
+        const float mean = static_cast<float>(m.mean), rstd = finish(args, m, group);
+        const int64_t first = group % args.groups * per_group;
         for (int64_t c = 0; c < per_group; ++c) {
-            const Affine f(args, m.mean, rstd, group % args.groups * per_group + c);
+            if (c % kAhead == 0)
+                scales(
+                    args, m.mean, rstd, first + c, per_group - c < kAhead ? per_group - c : kAhead, scale,
+                    shift);
+            const float a = scale[c % kAhead], b = shift[c % kAhead];
             for_pieces(
                 c * args.size, (c + 1) * args.size,
                 [&](auto piece, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
                     using P = decltype(piece);
                     auto t = load_tile<P>(x + i, count);
-                    for (int j = 0; j < P::unroll; ++j) t.v[j] = silu((t.v[j] - f.mean) * f.scale + f.shift);
+                    for (int j = 0; j < P::unroll; ++j) t.v[j] = silu((t.v[j] - mean) * a + b);
                     store_tile<P>(y + i, t, count);
                 });
         }
@@ -132,11 +152,11 @@ FASTDIFF_INLINE void column_moments(
     store_tile<Whole>(means, total, kTile);
     store_tile<Whole>(rests, first, kTile);
     store_tile<Whole>(sums, second, kTile);
-    const double n = rows, all = before + n;
+    const double n = rows, all = before + n, part = 1.0 / n, share = n / all, spread = before * n / all;
     for (int64_t c = 0; c < count; ++c) {
-        const double rest = rests[c], m = means[c] + rest / n, delta = m - mean[c];
-        mean[c] += delta * (n / all);
-        squares[c] += sums[c] - rest * rest / n + delta * delta * (before * n / all);
+        const double rest = rests[c], m = means[c] + rest * part, delta = m - mean[c];
+        mean[c] += delta * share;
+        squares[c] += sums[c] - rest * rest * part + delta * delta * spread;
     }
 }
 
@@ -173,25 +193,39 @@ void channels_last_moments(const GroupNormSilu& args, int64_t begin, int64_t end
     }
 }
 
+// Chan's formula for many parts at once: the mean of the means, then each part's distance from it.
+inline Moments merged(const GroupNormSilu& args, int64_t sample, int64_t first, int64_t count) {
+    Moments m;
+    m.count = static_cast<double>(count) * args.size;
+    for (int pass = 0; pass < 2; ++pass)
+        for (int64_t chunk = 0; chunk < args.chunks; ++chunk) {
+            const double* means = args.moments + (sample * args.chunks + chunk) * 2 * args.channels + first;
+            const int64_t rest = args.size - chunk * args.chunk;
+            const double pixels = static_cast<double>(rest < args.chunk ? rest : args.chunk);
+            double total = 0;
+            if (pass == 0) {
+                for (int64_t c = 0; c < count; ++c) total += means[c];
+                m.mean += total * pixels / m.count;
+            } else {
+                for (int64_t c = 0; c < count; ++c) {
+                    const double delta = means[c] - m.mean;
+                    total += means[args.channels + c] + pixels * delta * delta;
+                }
+                m.squares += total;
+            }
+        }
+    return m;
+}
+
 void channels_last_groups(const GroupNormSilu& args, int64_t begin, int64_t end) {
     const int64_t channels = args.channels, per_group = channels / args.groups;
     for (int64_t group = begin; group < end; ++group) {
         const int64_t sample = group / args.groups, first = group % args.groups * per_group;
-        Moments m;
-        for (int64_t chunk = 0; chunk < args.chunks; ++chunk) {
-            const double* mean = args.moments + (sample * args.chunks + chunk) * 2 * channels;
-            const int64_t rest = args.size - chunk * args.chunk;
-            const double pixels = static_cast<double>(rest < args.chunk ? rest : args.chunk);
-            for (int64_t c = first; c < first + per_group; ++c) m.merge(pixels, mean[c], mean[channels + c]);
-        }
-        const double rstd = finish(args, m, group);
-        float* out = args.normalise + sample * 3 * channels;
-        for (int64_t c = first; c < first + per_group; ++c) {
-            const Affine f(args, m.mean, rstd, c);
-            out[c] = f.mean;
-            out[channels + c] = f.scale;
-            out[2 * channels + c] = f.shift;
-        }
+        const Moments m = merged(args, sample, first, per_group);
+        const float mean = static_cast<float>(m.mean), rstd = finish(args, m, group);
+        float* out = args.normalise + sample * 3 * channels + first;
+        for (int64_t c = 0; c < per_group; ++c) out[c] = mean;
+        scales(args, m.mean, rstd, first, per_group, out + channels, out + 2 * channels);
     }
 }
 

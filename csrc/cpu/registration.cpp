@@ -69,7 +69,7 @@ const void* affine(const Maybe& t, const Tensor& x, Dtype& dtype) {
 // apart.
 void run_channels_last(GroupNormSilu args) {
     const int64_t batch = args.batch, channels = args.channels;
-    args.chunk = std::max<int64_t>(64, std::min<int64_t>(args.size, 32768 / std::max<int64_t>(channels, 1)));
+    args.chunk = std::max<int64_t>(32768 / channels / 64 * 64, 64);  // a thread's share: about 128 KiB
     args.chunks = (args.size + args.chunk - 1) / args.chunk;
     std::vector<double> moments(batch * args.chunks * 2 * channels);
     std::vector<float> normalise(batch * 3 * channels);
