@@ -78,7 +78,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     # The eigenvalues of A B are real and not negative, and the trace of its root is the sum of their roots.
     root = np.sqrt(np.maximum(np.linalg.eigvals(cov_a @ cov_b).real, 0)).sum()
-    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b) - 2 * root)
+    return round(float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b) - 2 * root), 4)
 
 
 @torch.no_grad()
@@ -91,7 +91,9 @@ def judge(model: Classifier, x: Tensor) -> tuple[np.ndarray, Tensor]:
 def accuracy(predicted: Tensor, label: Tensor, labels: tuple[str, ...]) -> dict[str, float]:
     """Share of right answers for each class, and their mean."""
     each = {name: (predicted[label == i] == i).float().mean().item() for i, name in enumerate(labels)}
-    return {"mean": float(np.mean(list(each.values()))), **each}
+    return {
+        name: round(value, 4) for name, value in {"mean": float(np.mean([*each.values()])), **each}.items()
+    }
 
 
 def centre(pictures: Tensor, size: int) -> Tensor:
@@ -168,7 +170,7 @@ def main() -> None:
     parser.add_argument(
         "--each", type=int, help="generated images a class (default: half of the held-out ones)"
     )
-    parser.add_argument("--classifier-steps", type=int, default=1200)
+    parser.add_argument("--classifier-steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "evaluate.json")
     args = parser.parse_args()

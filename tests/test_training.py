@@ -19,7 +19,7 @@ from fastdiff.models.checkpoint import make_schedule
 from fastdiff.training import Progress, TrainConfig, Trainer, read_config, train
 from fastdiff.training.objective import Objective, training_levels
 from fastdiff.training.state import Average
-from fastdiff.training.trainer import learning_rate
+from fastdiff.training.trainer import Diverged, learning_rate
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = TrainConfig(
@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(data: Path, tm
     trainer.restore(tmp_path / "run")
     with torch.no_grad():
         trainer.model.head.bias[0] = float("nan")
-    with pytest.raises(FloatingPointError, match="lower lr"):
+    with pytest.raises(Diverged, match="lower lr"):
         trainer.advance()
     assert trainer.step == 2 and (tmp_path / "run" / "state.safetensors").read_bytes() == before
 

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from fastdiff.errors import FastdiffError
 from fastdiff.files import check_folder
 from fastdiff.models import checkpoint
 from fastdiff.models.checkpoint import TrainedUNet, make_schedule
@@ -32,6 +33,10 @@ log = logging.getLogger(__name__)
 
 STATE, MODEL, LOG = "state.safetensors", "model.safetensors", "log.csv"
 FIELDS = ("step", "images", "loss", "grad_norm", "lr", "seconds")
+
+
+class Diverged(FastdiffError):
+    """The loss or its gradient is no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
 
     def advance(self) -> Progress:
-        """Take one optimizer step. FloatingPointError, with the model untouched, if loss or gradient is not finite."""
+        """Take one optimizer step. Diverged, with the model untouched, if loss or gradient is not finite."""
         began = time.perf_counter()
         loss = self.gradient(*self._draw())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
@@ -95,9 +100,7 @@ class Trainer:
             0.0,
         )
         if not (math.isfinite(seen.loss) and math.isfinite(seen.grad_norm)):
-            raise FloatingPointError(
-                f"step {self.step}: loss {seen.loss}, gradient norm {seen.grad_norm}: lower lr"
-            )
+            raise Diverged(f"step {self.step}: loss {seen.loss}, gradient norm {seen.grad_norm}: lower lr")
         for group in self.optimizer.param_groups:
             group["lr"] = seen.lr
         self.optimizer.step()
