@@ -55,7 +55,8 @@ def beta(steps: int, low: float, high: float, a: float = 0.6, b: float = 0.6) ->
     """Quantiles of a beta(a, b) distribution mapped to [low, high] (arXiv:2407.12173)."""
     if not (0 < a < math.inf and 0 < b < math.inf):
         raise ValueError(f"a and b must be positive finite numbers, got {a} and {b}")
-    return [low + (high - low) * beta_quantile(1 - u, a, b) for u in np.linspace(0.0, 1.0, steps)]
+    quantiles = beta_quantiles(1.0 - np.linspace(0.0, 1.0, steps), a, b)
+    return (low + (high - low) * quantiles).tolist()
 
 
 def vp(steps: int, beta_d: float, beta_min: float, eps: float) -> list[float]:
@@ -64,28 +65,28 @@ def vp(steps: int, beta_d: float, beta_min: float, eps: float) -> list[float]:
     return np.sqrt(np.expm1(beta_d * t**2 / 2 + beta_min * t)).tolist()
 
 
-def beta_quantile(p: float, a: float, b: float) -> float:
-    """The x with I_x(a, b) = p, by bisection (60 halvings: float64 precision)."""
-    if p <= 0 or p >= 1:
-        return float(p >= 1)
-    low, high = 0.0, 1.0
+def beta_quantiles(p: NDArray[np.float64], a: float, b: float) -> NDArray[np.float64]:
+    """The x with I_x(a, b) = p, by bisection (60 halvings: float64 precision). p: any shape, in [0, 1]."""
+    low, high = np.zeros_like(p), np.ones_like(p)
     for _ in range(60):
         mid = (low + high) / 2
-        low, high = (mid, high) if _beta_cdf(mid, a, b) < p else (low, mid)
-    return (low + high) / 2
+        below = _beta_cdf(mid, a, b) < p
+        low, high = np.where(below, mid, low), np.where(below, high, mid)
+    return np.where(p <= 0, 0.0, np.where(p >= 1, 1.0, (low + high) / 2))
 
 
-def _beta_cdf(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22)."""
-    if x > (a + 1) / (a + b + 2):
-        return 1.0 - _beta_cdf(1.0 - x, b, a)
-    log_front = a * math.log(x) + b * math.log1p(-x) + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    fraction = 1.0
+def _beta_cdf(x: NDArray[np.float64], a: float, b: float) -> NDArray[np.float64]:
+    """The regularised incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22). x: in (0, 1)."""
+    far = x > (a + 1) / (a + b + 2)  # there by I_x(a, b) = 1 - I_{1-x}(b, a)
+    y, p, q = np.where(far, 1 - x, x), np.where(far, b, a), np.where(far, a, b)
+    fraction = np.ones_like(y)
     for m in range(60, 0, -1):  # evaluated from the tail inwards
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1))
+        even = m * (q - m) * y / ((p + 2 * m - 1) * (p + 2 * m))
+        odd = -(p + m - 1) * (p + q + m - 1) * y / ((p + 2 * m - 2) * (p + 2 * m - 1))
         fraction = 1.0 + odd / (1.0 + even / fraction)
-    return math.exp(log_front) / (a * fraction)
+    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    part = np.exp(p * np.log(y) + q * np.log1p(-y) - log_beta) / (p * fraction)
+    return np.where(far, 1.0 - part, part)
 
 
 TIMESTEPS: dict[str, TimeGrid] = {"leading": leading, "trailing": trailing, "linspace": linspace}
