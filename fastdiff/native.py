@@ -53,7 +53,9 @@ def isa() -> str:
 def set_isa(name: str) -> None:
     """Makes the CPU kernels use another instruction set ("": the widest). Raises ValueError if it is not there."""
     if _cpu_library().fastdiff_set_isa(name.encode()):
-        raise ValueError(f"instruction set {name!r} is not available: choose generic, avx2 or avx512 as the processor has")
+        raise ValueError(
+            f"instruction set {name!r} is not available here: choose among generic, avx2 and avx512"
+        )
 
 
 def cache_folder() -> Path:
@@ -95,7 +97,9 @@ def _find(device: str) -> Path | None:
 
 def _compile(device: str) -> Path:
     if os.environ.get("FASTDIFF_BUILD") == "0":
-        raise _build.BuildFailed("it is not built and FASTDIFF_BUILD=0 forbids compiling it: run pip install -e .")
+        raise _build.BuildFailed(
+            "it is not built and FASTDIFF_BUILD=0 forbids compiling it: run pip install -e ."
+        )
     folder = cache_folder()
     with _exclusively(folder):
         found = _find(device)  # another process may have compiled it while this one waited

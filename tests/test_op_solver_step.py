@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from conftest import HALF_AND_SINGLE, assert_accurate
 from fastdiff import backend, ops, reference
-from fastdiff.reference import COLUMNS, WIDTH
+from fastdiff.reference import COLUMNS
 
 INDEX = torch.tensor(1)
 
