@@ -92,15 +92,9 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> Gradients:
     x, weight, bias, mean, rstd = ctx.saved_tensors
     if torch.is_grad_enabled():  # a gradient of the gradient is wanted: differentiate the formula
         return _composed(ctx, x, weight, bias, grad)
-    wide = mean.dtype
-    batch, channels = x.shape[:2]
-    xw, scale, shift = x.to(wide), _wide(weight, wide), _wide(bias, wide)
-    normed = _normalise(xw, mean, rstd, ctx.num_groups)
-    per_channel = (1, channels, *(1,) * (x.dim() - 2))
-    if scale is not None:
-        normed = normed * scale.view(per_channel)
-    if shift is not None:
-        normed = normed + shift.view(per_channel)
+    wide, (batch, channels) = mean.dtype, x.shape[:2]
+    xw, scale = x.to(wide), None if weight is None else weight.to(wide)
+    normed = _normalised(xw, scale, bias, mean, rstd)
     dz = torch.ops.aten.silu_backward(grad.to(wide), normed)
     needs = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
     size = x[0, 0].numel() if batch else 0
@@ -116,16 +110,14 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> Gradients:
     )
 
 
-def _wide(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
-
-
-def _normalise(x: Tensor, mean: Tensor, rstd: Tensor, num_groups: int) -> Tensor:
-    """(x - mean)*rstd of each group. x: [B, C, ...]; mean, rstd: [B, num_groups]."""
-    per_channel = x.shape[1] // num_groups
+def _normalised(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor) -> Tensor:
+    """What went into silu: (x - mean)*rstd*weight + bias, as x*scale + shift in one pass. mean, rstd: [B, groups]."""
+    per_group = x.shape[1] // mean.shape[1]
+    mean, rstd = (t.double().repeat_interleave(per_group, dim=1) for t in (mean, rstd))
+    scale = rstd if weight is None else rstd * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
     shape = (*x.shape[:2], *(1,) * (x.dim() - 2))
-    mean, rstd = (t.repeat_interleave(per_channel, dim=1).view(shape) for t in (mean, rstd))
-    return (x - mean) * rstd
+    return torch.addcmul(shift.to(x.dtype).view(shape), x, scale.to(x.dtype).view(shape))
 
 
 def _composed(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, grad: Tensor) -> Gradients:
