@@ -63,7 +63,7 @@ def test_commands_shown_are_accepted() -> None:
 
 
 def test_files_named_exist() -> None:
-    for target in re.findall(r"\]\(([\w./-]+)\)", README + GUIDE):
+    for target in re.findall(r"(?:\]\(|src=\")([\w./-]+)[)\"]", README + GUIDE):
         assert (ROOT / target).exists(), target
     for target in re.findall(r"^    make (\w+)", README, flags=re.MULTILINE):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text()
