@@ -85,7 +85,8 @@ def _beta_cdf(x: NDArray[np.float64], a: float, b: float) -> NDArray[np.float64]
         odd = -(p + m - 1) * (p + q + m - 1) * y / ((p + 2 * m - 2) * (p + 2 * m - 1))
         fraction = 1.0 + odd / (1.0 + even / fraction)
     log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-    part = np.exp(p * np.log(y) + q * np.log1p(-y) - log_beta) / (p * fraction)
+    with np.errstate(divide="ignore"):  # log(0) is right: the part is 0 there
+        part = np.exp(p * np.log(y) + q * np.log1p(-y) - log_beta) / (p * fraction)
     return np.where(far, 1.0 - part, part)
 
 
