@@ -21,11 +21,12 @@ struct AddNoise {
     int64_t sample_size;
 };
 
-// One row of a plan over dense memory, read and written element by element. A pointer is null where the row
-// does not read or write that tensor; x_next may be x, and value may be one of the h (each element is read
-// before it is written).
+// One row of a plan over dense memory, read and written element by element:
+//   value = w*clamp(p*x + g*output + g_uncond*uncond) + u*x     (with bound, the clamped is divided by it)
+// and x_next, input as in fastdiff/ops/solver_step.py. A pointer is null where the row does not read or write
+// that tensor; x_next may be x, and value may be one of the h (each element is read before it is written).
 struct SolverStep {
-    float p, q, lo, hi, u, w, a, b, c0, c1, c2, c3, n, k, g, g_uncond;
+    float p, lo, hi, u, w, a, b, c0, c1, c2, c3, n, k, g, g_uncond;
     const float* x;
     const void* output;
     const void* uncond;

@@ -51,7 +51,7 @@ Tensor add_noise(const Tensor& x0, const Tensor& noise, const Tensor& alpha, con
         numel / batch,
     };
     const auto kernel = kernels().add_noise;
-    run_parallel(numel, 1024, 32768, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+    run_parallel(numel, 1024, 65536, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
     return out;
 }
 

@@ -6,7 +6,7 @@ namespace fastdiff {
 namespace {
 
 constexpr int64_t kColumns = 20;  // fastdiff.reference.COLUMNS
-constexpr int64_t kBlock = 1024, kGrain = 32768;
+constexpr int64_t kBlock = 1024, kGrain = 65536;
 
 struct Row {
     double p, q, lo, hi, u, w, a, b, c0, c1, c2, c3, n, k, g, g_uncond, call, slot, accept, spare;
@@ -63,13 +63,20 @@ struct Inputs {
     const Maybe& gain;
 };
 
-SolverStep weights_of(const Row& r) {
+// The row's weights, multiplied out in float64 where nothing stands between them: q into g always, w and u
+// into p and g where nothing is clamped.
+SolverStep weights_of(const Row& r, bool bounded) {
     SolverStep s = {};
-    s.p = r.p, s.q = r.q, s.lo = r.lo, s.hi = r.hi, s.u = r.u, s.w = r.w, s.a = r.a, s.b = r.b;
-    s.c0 = r.c0, s.c1 = r.c1, s.c2 = r.c2, s.c3 = r.c3, s.n = r.n, s.k = r.k, s.g = r.g,
-    s.g_uncond = r.g_uncond;
     s.call = r.call != 0;
-    s.clamps = r.lo > -__builtin_inf() || r.hi < __builtin_inf();
+    s.lo = r.lo, s.hi = r.hi, s.k = r.k, s.n = r.n;
+    s.a = r.a, s.b = r.b, s.c0 = r.c0, s.c1 = r.c1, s.c2 = r.c2, s.c3 = r.c3;
+    const bool finite = r.lo > -__builtin_inf() || r.hi < __builtin_inf();
+    s.clamps = r.w != 0 && (bounded || finite);
+    const double scale = s.clamps ? 1.0 : r.w;
+    s.p = s.clamps ? r.p : r.w * r.p + r.u;
+    s.g = scale * r.q * r.g, s.g_uncond = scale * r.q * r.g_uncond;
+    s.w = s.clamps ? r.w : 1.0;
+    s.u = s.clamps ? r.u : 0.0;
     return s;
 }
 
@@ -78,7 +85,7 @@ SolverStep prepare(const Row& r, const Inputs& in) {
     require(
         x.scalar_type() == ScalarType::Float && x.is_cpu() && x.dim() >= 1, "x: it must be float32 [B, ...]");
     require(is_dense(x), "x: it must be dense, the batch outermost: pass x.contiguous()");
-    SolverStep s = weights_of(r);
+    SolverStep s = weights_of(r, in.bound.has_value());
     s.x = static_cast<const float*>(x.data_ptr());
     s.sample_size = x.size(0) ? x.numel() / x.size(0) : 0;
     s.anchor = weighed(r.b, in.anchor, x, "the row reads the anchor: pass anchor", "anchor: not like x");
@@ -93,7 +100,7 @@ SolverStep prepare(const Row& r, const Inputs& in) {
             r.g_uncond, in.uncond, x, s.output_dtype, "the row reads the unconditional output: pass uncond");
         s.gain = per_sample(in.gain, x);
     }
-    s.bound = per_sample(in.bound, x);
+    if (s.clamps) s.bound = per_sample(in.bound, x);
     return s;
 }
 

@@ -19,19 +19,19 @@ FASTDIFF_INLINE void clamp(Tile<unroll>& data, float lo, float hi) {  // NaN sta
     }
 }
 
+template <int unroll>
+FASTDIFF_INLINE Tile<unroll> times(const Tile<unroll>& tile, float weight) {
+    Tile<unroll> scaled;
+    for (int j = 0; j < unroll; ++j) scaled.v[j] = tile.v[j] * weight;
+    return scaled;
+}
+
 template <class P, class Output>
-FASTDIFF_INLINE Tile<P::unroll> denoised(
-    const SolverStep& s, const Tile<P::unroll>& x, int64_t i, int64_t count) {
-    Tile<P::unroll> data = {};
+FASTDIFF_INLINE void add_denoised(
+    Tile<P::unroll>& data, const SolverStep& s, const Tile<P::unroll>& x, int64_t i, int64_t count) {
+    if (s.p != 0) add(data, s.p, x);
     if (s.output) add(data, s.g, load_tile<P>(static_cast<const Output*>(s.output) + i, count));
     if (s.uncond) add(data, s.g_uncond, load_tile<P>(static_cast<const Output*>(s.uncond) + i, count));
-    if (s.output || s.uncond)
-        for (int j = 0; j < P::unroll; ++j) data.v[j] *= s.q;
-    if (s.p != 0) add(data, s.p, x);
-    if (s.clamps) clamp(data, s.lo, s.hi);
-    if (s.bound)
-        for (int j = 0; j < P::unroll; ++j) data.v[j] /= s.hi;
-    return data;
 }
 
 // Every read of an element comes before its first write: x_next may be x, and value may be a slot of the
@@ -47,8 +47,12 @@ FASTDIFF_INLINE void step_tile(const SolverStep& s, int64_t i, int64_t count) {
     if (s.h3) add(next, s.c3, load_tile<P>(s.h3 + i, count));
     if (s.noise) add(next, s.n, load_tile<P>(s.noise + i, count));
     if (s.call) {
-        if (s.w != 0) add(value, s.w, denoised<P, Output>(s, x, i, count));
-        if (s.u != 0) add(value, s.u, x);
+        add_denoised<P, Output>(value, s, x, i, count);
+        if (s.clamps) {
+            clamp(value, s.lo, s.hi);
+            value = times(value, s.w);
+            if (s.u != 0) add(value, s.u, x);
+        }
         if (s.c0 != 0) add(next, s.c0, value);
         if (s.value) store_tile<P>(s.value + i, value, count);
     }
@@ -100,7 +104,7 @@ SolverStep for_sample(SolverStep args, int64_t sample) {
     if (args.bound) {
         args.hi = args.bound[sample];
         args.lo = -args.hi;
-        args.clamps = true;
+        args.w /= args.hi;
     }
     return args;
 }
