@@ -129,9 +129,9 @@ class AdaptivePlan:
             states = self._run(list(attempt(level, down, options.order)), x, setting)
             low, high = states[-1], states[-2]
             if size.accepts(_error(low, high, before, options.rtol, options.atol)):
-                before, x, level = low, high, to
+                span, before, x, level = (level, to), low, high, to
                 if down.ratio < to.ratio:
-                    x = self._run([_renoise(down, to, options.s_noise)], x, setting)[-1]
+                    x = self._run([_renoise(down, to, options.s_noise, span)], x, setting)[-1]
         raise ValueError(f"{NAME} made no headway in {MAX_ATTEMPTS} steps: raise rtol or atol")
 
     def _run(self, rows: list[Row], x: Tensor, setting: Setting) -> list[Tensor]:
@@ -164,10 +164,10 @@ def attempt(a: Level, b: Level, order: int) -> Iterator[Row]:
     yield Row(b, b, anchor=keep, history=(0.0, 0.0, 1.5 * gain, -0.5 * gain), call=False)
 
 
-def _renoise(down: Level, to: Level, s_noise: float) -> Row:
+def _renoise(down: Level, to: Level, s_noise: float, span: tuple[Level, Level]) -> Row:
     keep = to.alpha / down.alpha
     noise = math.sqrt(max(0.0, to.sigma**2 - (keep * down.sigma) ** 2))
-    return Row(down, to, x=keep, noise=s_noise * noise, call=False)
+    return Row(down, to, x=keep, noise=s_noise * noise, span=span, call=False)
 
 
 def _error(low: Tensor, high: Tensor, before: Tensor, rtol: float, atol: float) -> float:

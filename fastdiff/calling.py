@@ -12,6 +12,7 @@ from fastdiff.guidance import Guidance
 from fastdiff.plan import Plan
 
 Model = Callable[..., Tensor]
+PLAIN = (str, int, float, bool, type(None))
 
 
 class Caller:
@@ -36,10 +37,13 @@ class Caller:
                 "guidance needs its unconditional branch: Guidance(scale, unconditional={name: value})"
             )
         if self.doubled:
-            self.both = {name: self._joined(name) for name in self.conditioning | self.unconditional}
+            self.both = {
+                name: self._joined(name, self.conditioning.get(name), uncond)
+                for name, uncond in self.unconditional.items()
+            }
         times = torch.tensor(plan.times, dtype=torch.float32, device=x.device)[:, None]
-        self.times = times.expand(-1, self.images).unbind(0)
-        self.doubled_times = times.expand(-1, 2 * self.images).unbind(0) if self.doubled else ()
+        self.times = times.repeat(1, self.images).unbind(0)
+        self.doubled_times = times.repeat(1, 2 * self.images).unbind(0) if self.doubled else ()
 
     def __call__(self, i: int, x_in: Tensor) -> tuple[Tensor, Tensor | None]:
         """The model's outputs for row i: (conditional or only, unconditional or None), each [B, ...]."""
@@ -64,21 +68,20 @@ class Caller:
             )
         return output
 
-    def _joined(self, name: str) -> Any:
-        """The conditioning of both branches as one batch, conditional first."""
-        missing = object()
-        cond, uncond = self.conditioning.get(name, missing), self.unconditional[name]
-        if (
-            isinstance(cond, Tensor)
-            and isinstance(uncond, Tensor)
-            and len(cond) == len(uncond) == self.images
-        ):
+    def _joined(self, name: str, cond: Any, uncond: Any) -> Any:
+        """The conditioning of both branches as one batch, conditional first; dicts, lists and tuples are entered."""
+        batched = [isinstance(c, Tensor) and c.dim() > 0 and len(c) == self.images for c in (cond, uncond)]
+        if all(batched):
             return torch.cat([cond, uncond])
-        if cond is uncond or (
-            not isinstance(cond, Tensor) and not isinstance(uncond, Tensor) and cond == uncond
-        ):
+        if isinstance(cond, Mapping) and isinstance(uncond, Mapping) and cond.keys() == uncond.keys():
+            pairs = {key: self._joined(f"{name}[{key!r}]", cond[key], uncond[key]) for key in cond}
+            return cond if all(pairs[key] is cond[key] for key in cond) else pairs
+        if isinstance(cond, (list, tuple)) and type(cond) is type(uncond) and len(cond) == len(uncond):
+            items = [self._joined(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(cond, uncond))]
+            return cond if all(a is b for a, b in zip(items, cond)) else type(cond)(items)
+        if cond is uncond or (isinstance(cond, PLAIN) and isinstance(uncond, PLAIN) and cond == uncond):
             return cond
         raise ValueError(
-            f"conditioning {name!r} cannot be joined for a doubled batch: give tensors of length {self.images} in both "
+            f"conditioning {name} cannot be joined for a doubled batch: give tensors of length {self.images} in both "
             "branches, or use Guidance(..., doubled=False)"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import torch
@@ -33,19 +33,29 @@ class Outputs:
     uncond: Tensor | None
     weights: dict[str, float]
     gain: Tensor | None = None
+    version: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version", _version(self.x))
+
+    def check(self) -> None:
+        """RuntimeError once the step has overwritten x."""
+        if _version(self.x) != self.version:
+            raise RuntimeError(
+                "an Event can be read only inside the callback: copy event.x or event.denoised there"
+            )
 
     def denoised(self, bound: Tensor | None = None) -> Tensor:
         """p*x + q*F, clamped as the step will clamp it: [B, ...]."""
         w = self.weights
-        with torch.no_grad():
-            guided = reference.guide(self.cond, self.uncond, self.gain, w, self.x)
-            raw = reference.weighted_sum([(w["p"], self.x), (w["q"], guided)], self.x)
-            return reference.clamp(raw, w["lo"], w["hi"], bound)
+        guided = reference.guide(self.cond, self.uncond, self.gain, w, self.x)
+        raw = reference.weighted_sum([(w["p"], self.x), (w["q"], guided)], self.x)
+        return reference.clamp(raw, w["lo"], w["hi"], bound)
 
 
 @dataclass(frozen=True)
 class Event:
-    """One model call, seen after the call and before the step that uses it.
+    """One model call, seen after the call and before the step that uses it; to be read inside the callback.
 
     call: the number of this call, from 0; calls: how many there will be, None if not known beforehand.
     row: the row about to be applied.
@@ -65,16 +75,24 @@ class Event:
     @property
     def x(self) -> Tensor:
         """The noisy image, a copy: [B, ...]."""
+        self._outputs.check()
         return self._outputs.x.detach().clone()
 
     @property
     def denoised(self) -> Tensor:
         """The model's estimate of the clean image, guided and clamped as the step will use it: [B, ...]."""
-        return self._outputs.denoised(self._bound)
+        self._outputs.check()
+        with torch.no_grad():
+            return self._outputs.denoised(self._bound)
 
     def cancel(self) -> None:
         """Ends the run here: `sample` raises Cancelled, which carries the denoised image."""
         raise Cancelled(self.denoised)
+
+
+def _version(x: Tensor) -> int:
+    """How often x was written to; tensors of inference mode do not count."""
+    return 0 if x.is_inference() else x._version
 
 
 Callback = Callable[[Event], object]

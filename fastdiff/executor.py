@@ -39,7 +39,8 @@ class Run:
         self.x = x
         self.setting = setting
         self.call = Caller(setting.model, plan, x, setting.conditioning, setting.guidance)
-        host = torch.tensor(plan.table if setting.guidance is None else setting.guidance.table(plan))
+        table = plan.table if setting.guidance is None else setting.guidance.table(plan)
+        host = torch.tensor(table, device="cpu")
         # Python numbers of the rows, for what is computed outside the kernel: never read back from the device.
         self.watched = setting.watcher.callback is not None or setting.threshold is not None
         self.weights = [reference.weights(host, i) for i in range(len(host))] if self.watched else []
@@ -48,23 +49,30 @@ class Run:
 
     def in_place(self) -> Tensor:
         """The loop for sampling: state, history and model input are buffers that every step reuses."""
-        x = self.x.clone()
-        anchor = x.clone() if self.plan.needs_anchor else None
-        history = _ring(x, self.plan.slots) if self.plan.slots else None
+        x = _empty_like(self.x, len(self.x)).copy_(self.x)
         x_in = self._first_input(x) if self._needs_input() else None
+        anchor = history = None
         for i, row in enumerate(self.plan.rows):
             output, uncond = self.call(i, x if x_in is None else x_in) if row.call else (None, None)
+            if i == 0:
+                if output is not None and output.stride() != x.stride() and ops.is_dense(output):
+                    # The model works in another layout: take it, so that no step must convert.
+                    x = _empty_like(output, len(x), x.dtype).copy_(x)
+                    x_in = None if x_in is None else self._first_input(x)
+                anchor = x.clone() if self.plan.needs_anchor else None
+                history = _ring(x, self.plan.slots) if self.plan.slots else None
             bound, gain = self._before_step(i, x, output, uncond)
             ops.solver_step_(
                 x, output, self.table, self.index[i], uncond=uncond, anchor=anchor, history=history,
                 noise=self._noise(i, x), bound=bound, gain=gain, input=x_in,
             )  # fmt: skip
-        return x
+        return x.detach() if x.stride() == self.x.stride() else _empty_like(self.x, len(x)).copy_(x)
 
     def recorded(self) -> list[Tensor]:
         """The loop that keeps x after each row, the starting point first; gradients flow through it."""
         states, anchor, history = [self.x], self.x, list[Tensor]()
-        x_in = self._first_input(self.x)
+        x_in = (self.plan.input_scale * self.x).to(self.setting.dtype)
+        x_in = torch.cat([x_in, x_in]) if self.call.doubled else x_in
         for i, row in enumerate(self.plan.rows):
             x, history = states[-1], history[row.forget :]
             output, uncond = self.call(i, x_in) if row.call else (None, None)
@@ -86,14 +94,16 @@ class Run:
         return bool(scaled or self.call.doubled or self.setting.dtype != self.x.dtype)
 
     def _first_input(self, x: Tensor) -> Tensor:
-        x_in = (self.plan.input_scale * x).to(self.setting.dtype)
-        return torch.cat([x_in, x_in]) if self.call.doubled else x_in
+        """A buffer for the model's input laid out like x, twice the batch if doubled, holding the first one."""
+        x_in = _empty_like(x, len(x) * (2 if self.call.doubled else 1), self.setting.dtype)
+        x_in.unflatten(0, (-1, len(x)))[:] = self.plan.input_scale * x
+        return x_in
 
     def _noise(self, i: int, x: Tensor) -> Tensor | None:
         row = self.plan.rows[i]
         if not row.noise:
             return None
-        return self.setting.source.step(x, row.span or (row.level, row.to)).to(x.dtype)
+        return self.setting.source.step(x, row.span or (row.level, row.to), i).to(x.dtype)
 
     def _before_step(
         self, i: int, x: Tensor, output: Tensor | None, uncond: Tensor | None
@@ -112,6 +122,18 @@ class Run:
         bound = None if threshold is None else threshold.bound(outputs.denoised())
         watcher.see(self.plan.rows[i], outputs, bound)
         return bound, gain
+
+
+def _empty_like(like: Tensor, images: int, dtype: torch.dtype | None = None) -> Tensor:
+    """[images, *like.shape[1:]], dense, laid out like `like` if that is."""
+    dense = like if ops.is_dense(like) else like.contiguous()
+    strides = (
+        like[:1].numel(),
+        *dense.stride()[1:],
+    )  # the batch outermost: its own stride is anything for one image
+    return torch.empty_strided(
+        (images, *like.shape[1:]), strides, dtype=dtype or like.dtype, device=like.device
+    )
 
 
 def _ring(x: Tensor, slots: int) -> Tensor:

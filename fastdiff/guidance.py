@@ -65,8 +65,7 @@ def rescale_gain(cond: Tensor, uncond: Tensor, scale: float, rescale: float) -> 
 
     cond, uncond: [B, ...], the model's outputs. rescale: 0 (factor 1) to 1 (the conditional output's deviation).
     """
-    dims = tuple(range(1, cond.dim()))
-    cond, uncond = cond.float(), uncond.float()
-    wanted = cond.std(dims)
-    found = torch.lerp(uncond, cond, scale).std(dims)
+    cond, uncond = (output.float().reshape(len(output), -1) for output in (cond, uncond))
+    wanted = cond.std(1, correction=0)
+    found = torch.lerp(uncond, cond, scale).std(1, correction=0)
     return torch.where(found > 0, rescale * wanted / found + (1.0 - rescale), 1.0)

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-# A beta schedule with zero terminal SNR has no finite sigma / alpha at its first level; solvers that need one start at
-# alpha = 2^-12 instead, as diffusers does (alphas_cumprod[-1] = 2^-24).
+# Where a grid of sigma / alpha needs an end, a process that reaches pure noise stops at this alpha, as in diffusers
+# (alphas_cumprod[-1] = 2^-24).
 ALPHA_FLOOR = 2.0**-12
 
 
@@ -73,13 +73,6 @@ class Level:
         # alpha / scale is 1 on variance-exploding and -preserving processes and 1 - s on the linear path: 1 - c s.
         c = (1.0 - self.alpha / self.scale) / self.s
         return self.at(s / (1.0 - c * s))
-
-    def finite(self) -> Level:
-        """This level, or the nearest one with a usable scale where zero terminal SNR leaves none."""
-        if self.scale:
-            return self
-        sigma = math.sqrt(1.0 - ALPHA_FLOOR**2)
-        return replace(self, alpha=ALPHA_FLOOR, sigma=sigma, scale=ALPHA_FLOOR)
 
 
 @dataclass(frozen=True)
@@ -139,16 +132,22 @@ class DiscreteTime:
             np.isfinite(table).all() and (np.diff(table) < 0).all() and 0 < table[0] <= 1 and table[-1] >= 0
         ):
             raise ValueError("alphas_cumprod must be finite and fall strictly from at most 1 to at least 0")
-        floored = np.maximum(table, ALPHA_FLOOR**2)
+        floored = np.where(table > 0, table, ALPHA_FLOOR**2)
         arrays = {
             "alphas_cumprod": table,
             "alphas": np.sqrt(table),
             "sigmas": np.sqrt(1.0 - table),
             "_log_ratios": 0.5 * np.log(np.maximum(1.0 - floored, 1e-300) / floored),
         }
-        for name, value in arrays.items():
-            value.flags.writeable = False
+        self.__setstate__(arrays)
+
+    def __setstate__(self, state: dict[str, NDArray[np.float64]]) -> None:
+        for name, value in state.items():
+            value.flags.writeable = False  # which pickle forgets
             object.__setattr__(self, name, value)
+
+    def __deepcopy__(self, memo: object) -> DiscreteTime:
+        return self  # nothing of it can change
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)

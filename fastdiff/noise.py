@@ -8,6 +8,8 @@ and the two stages of one step, see the same path.
 from __future__ import annotations
 
 import math
+import operator
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from fastdiff.levels import Level
 
 MAX_SEED = 2**63 - 1
+RISING = 2**48  # beyond the nodes of the deepest tree
 
 
 class NoiseSource(Protocol):
@@ -26,8 +29,8 @@ class NoiseSource(Protocol):
         """The noise of the starting point."""
         ...
 
-    def step(self, x: Tensor, span: tuple[Level, Level]) -> Tensor:
-        """The noise of a row that goes from span[0] to span[1]."""
+    def step(self, x: Tensor, span: tuple[Level, Level], row: int) -> Tensor:
+        """The noise of row number `row` of a plan, which goes from span[0] to span[1]."""
         ...
 
 
@@ -43,7 +46,7 @@ class GeneratorNoise:
         noise = torch.randn(x.shape, generator=self.generator, device=device, dtype=torch.float32)
         return noise.to(x.device)
 
-    def step(self, x: Tensor, span: tuple[Level, Level]) -> Tensor:
+    def step(self, x: Tensor, span: tuple[Level, Level], row: int) -> Tensor:
         return self.start(x)
 
 
@@ -58,12 +61,12 @@ class SeededNoise:
             raise ValueError(
                 f"there are {len(self.generators)} seeds for {len(x)} images: give one seed for each"
             )
-        noise = torch.empty(x.shape, dtype=torch.float32)
+        noise = torch.empty(x.shape, dtype=torch.float32, device="cpu")
         for image, generator in zip(noise, self.generators, strict=True):
             torch.randn(image.shape, generator=generator, out=image)
         return noise.to(x.device)
 
-    def step(self, x: Tensor, span: tuple[Level, Level]) -> Tensor:
+    def step(self, x: Tensor, span: tuple[Level, Level], row: int) -> Tensor:
         return self.start(x)
 
 
@@ -83,6 +86,7 @@ class BrownianNoise:
             raise ValueError(f"depth must be an integer from 1 to 40, got {depth!r}")
         self.seeds = [checked_seed(seed) for seed in seeds]
         self.depth = depth
+        self._lock = threading.Lock()  # of the branch, which threads sharing this source would tear apart
         self._path: list[
             tuple[int, Tensor, Tensor]
         ] = []  # the branch last walked: (interval, left value, right value)
@@ -90,12 +94,17 @@ class BrownianNoise:
     def start(self, x: Tensor) -> Tensor:
         return self._normal(x, 0)
 
-    def step(self, x: Tensor, span: tuple[Level, Level]) -> Tensor:
+    def step(self, x: Tensor, span: tuple[Level, Level], row: int) -> Tensor:
         late, early = (_time(level) for level in span)
-        width = abs(late - early)
+        if (
+            late < early
+        ):  # noise put back (churn, restart) is none of the path's: it would come again on the way down
+            return self._normal(x, RISING + row)
+        width = late - early
         if width < 2.0**-self.depth:
             raise ValueError(f"a step narrower than 2^-{self.depth} needs a BrownianNoise of greater depth")
-        return (self._value(x, late) - self._value(x, early)) / math.sqrt(width)
+        with self._lock:
+            return (self._value(x, late) - self._value(x, early)) / math.sqrt(width)
 
     def _value(self, x: Tensor, time: float) -> Tensor:
         """The path at `time`. Interval i of the tree at depth d is i = 2^d + k, covering [k, k + 1] / 2^d."""
@@ -140,9 +149,14 @@ def _holds(interval: int, leaf: int, depth: int) -> bool:
 
 
 def checked_seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+    """seed as a Python integer, from any integer type."""
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= MAX_SEED:
         raise ValueError(f"a seed must be an integer from 0 to 2^63 - 1, got {seed!r}")
-    return seed
+    return number
 
 
 def generator_of(seed: int) -> torch.Generator:

@@ -6,6 +6,7 @@ Nothing in a plan changes after it is built, so threads may share it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -96,13 +97,9 @@ class Plan:
         """
 
         check_falling(levels)
-        bound = dict(options or {})  # a copy: the caller's may change before start_at plans again
-
-        def planned(some_levels: Sequence[Level]) -> Iterable[Row]:
-            return planner(tuple(some_levels), **bound)
-
+        planned = functools.partial(planner, **(options or {}))
         return cls(
-            rows=tuple(planned(levels)),
+            rows=rows_of(planned, levels),
             levels=tuple(levels),
             prediction=resolve(prediction),
             clip=clip_bounds(clip),
@@ -114,17 +111,25 @@ class Plan:
         slots = _slots(self.rows)
         table = np.array([_weights(self, i, slots[i]) for i in range(len(self.rows))], dtype=np.float64)
         table = table.reshape(len(self.rows), len(COLUMNS))
+        times = tuple(self.prediction.time(row.level) if row.call else math.nan for row in self.rows)
         if not np.isfinite(np.delete(table, [COLUMN["lo"], COLUMN["hi"]], axis=1)).all():
             raise ValueError(
                 f"{self.name} has no finite weights on these levels: start below pure noise, or change the sampler"
             )
         _check(self.rows, self.levels)
         table.flags.writeable = False
-        times = tuple(self.prediction.time(row.level) if row.call else math.nan for row in self.rows)
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "times", times)
         object.__setattr__(self, "slots", _ring(self.rows, slots))
         object.__setattr__(self, "needs_anchor", any(row.anchor for row in self.rows))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state["table"].flags.writeable = False  # which pickle forgets
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+    def __deepcopy__(self, memo: object) -> Plan:
+        return self  # nothing of it can change
 
     @property
     def calls(self) -> int:
@@ -151,7 +156,7 @@ class Plan:
                 "this plan was not built by a planner, so it cannot start part-way: use Plan.build"
             )
         kept = tail(self.levels, strength)
-        rows = tuple(self.planner(kept)) if len(kept) > 1 else ()
+        rows = rows_of(self.planner, kept) if len(kept) > 1 else ()
         return replace(self, rows=rows, levels=kept)
 
     def __str__(self) -> str:
@@ -164,6 +169,18 @@ class Plan:
             cells += [format(weight, ".5g") if weight else "." for weight in weights]
             lines.append(" ".join(f"{cell:>9}" for cell in cells))
         return "\n".join(lines)
+
+
+def rows_of(planner: Planner, levels: Sequence[Level]) -> tuple[Row, ...]:
+    """The planner's rows. TypeError if it yields anything else."""
+    rows = planner(tuple(levels))
+    rows = tuple(rows) if isinstance(rows, Iterable) else (rows,)
+    for row in rows:
+        if not isinstance(row, Row):
+            raise TypeError(
+                f"the planner gave {type(row).__name__} where a fastdiff.plan.Row belongs: yield Row(...)"
+            )
+    return rows
 
 
 def tail(levels: tuple[Level, ...], strength: float) -> tuple[Level, ...]:
@@ -233,9 +250,7 @@ def _check(rows: Sequence[Row], levels: Sequence[Level]) -> None:
     if not rows and len(levels) > 1:
         raise ValueError("the planner made no rows for these levels: it must yield at least one a step")
     here = anchor = rows[0].level if rows else levels[0]
-    if rows and (here.alpha, here.sigma) not in {
-        (level.alpha, level.sigma) for level in (levels[0], levels[0].finite())
-    }:
+    if rows and (here.alpha, here.sigma) != (levels[0].alpha, levels[0].sigma):
         raise ValueError("the first row does not start at the first level")
     stored: list[float] = []  # how much of constant data each stored value holds, newest first
     for i, row in enumerate(rows):

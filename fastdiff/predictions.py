@@ -75,6 +75,10 @@ def edm(sigma_data: float = 0.5) -> Prediction:
         return 1.0 / total(level)
 
     def time(level: Level) -> float:
+        if not level.alpha:
+            raise ValueError(
+                "the edm prediction has no time at pure noise (alpha = 0): start at finite sigma / alpha"
+            )
         return 0.25 * math.log(level.ratio)
 
     return Prediction("edm", weights, scale, time)

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,13 +52,14 @@ def sample(
     """Samples a diffusion model.
 
     model: called as model(x_in, t, **conditioning) with x_in [B, ...] in `dtype` and t float32 [B], the schedule's own
-        time (training index, sigma or flow time); returns a tensor like x_in. The next step may reuse x_in's memory: a
-        model that keeps its input must copy it.
+        time (training index, sigma or flow time); returns a tensor like x_in. It must not write to x_in, and must copy
+        it to keep it: the next step may reuse its memory.
     x: the starting point at the schedule's first level, [B, ...]; or a shape, drawn from the noise source; or, with
         `strength`, a clean image, which is first noised.
     schedule: from fastdiff.schedules; not needed if `sampler` is a Plan.
     sampler: a name in fastdiff.samplers.SAMPLERS, "dpm_adaptive", a planner, or a finished Plan.
-    steps: how many (dpm_adaptive chooses for itself). options: the sampler's own, by name.
+    steps: how many. dpm_adaptive takes of the schedule's steps only the first and the last level, between which it
+        chooses for itself. options: the sampler's own, by name.
     prediction: "epsilon", "sample", "v", "flow", "edm", or a Prediction.
     conditioning: passed to the model by name; with guidance, tensors have length B.
     strength: 0 to 1, start part-way from the clean image x, with the last `strength` of the steps (image to image).
@@ -72,6 +74,7 @@ def sample(
     Returns the image at the last level, [B, ...], with x's dtype (`dtype` or float32 if x was a shape).
     Raises ValueError or TypeError for arguments that do not fit, Cancelled if a callback asked for it.
     """
+    _check_types(schedule, guidance, threshold, noise, options, conditioning, dtype, generator)
     if threshold is not None and clip is not None:
         raise ValueError("give clip or threshold, not both")
     source = noise_source(seed=seed, generator=generator, noise=noise)
@@ -105,18 +108,27 @@ def planned(
 ) -> Plan | AdaptivePlan:
     """The plan that `sample` walks for these arguments. Raises ValueError for any that do not fit."""
     if isinstance(sampler, (Plan, AdaptivePlan)):
+        if (
+            clip is not None
+            or options
+            or prediction not in ("epsilon", sampler.prediction, sampler.prediction.name)
+        ):
+            raise ValueError(
+                "a finished plan has its prediction, clip and options: leave them out, or plan afresh"
+            )
         return sampler
+    if not (isinstance(sampler, str) or callable(sampler)):
+        raise TypeError(f"sampler is {type(sampler).__name__}: pass a name, a planner or a Plan")
     if schedule is None:
         raise ValueError(
             "sample needs a schedule: pass one made by fastdiff.schedules, for example karras(0.03, 14.6)"
         )
-    key = (sampler, schedule, steps, prediction, clip, tuple((options or {}).items()))
-    try:
-        return _remembered(*key)
-    except TypeError as error:
-        if "unhashable" not in str(error):
-            raise
-        return _planned(*key)  # an option, a list for instance, that cannot be a key
+    given = tuple((options or {}).items())
+    # A planner of one's own may change, and True is not 1: remember only what a name and plain numbers decide.
+    plain = isinstance(sampler, str) and all(
+        type(value) in (int, float, str, type(None)) for _, value in given
+    )
+    return (_remembered if plain else _planned)(sampler, schedule, steps, prediction, clip, given)
 
 
 def _planned(
@@ -135,7 +147,7 @@ def _planned(
     return Plan.build(resolve(sampler, dict(options)), levels, prediction=prediction, clip=clip)
 
 
-# Plans never change, so that one run's can serve the next. typed: True is not 1.
+# Plans never change, so that one run's can serve the next.
 _remembered = functools.lru_cache(maxsize=32, typed=True)(_planned)
 
 
@@ -152,7 +164,37 @@ def noise_source(
         return noise
     if seed is None:
         return GeneratorNoise(generator)
-    return GeneratorNoise(generator_of(seed)) if isinstance(seed, int) else SeededNoise(seed)
+    if isinstance(seed, int) or np.ndim(seed) == 0:
+        return GeneratorNoise(generator_of(seed))  # type: ignore[arg-type]
+    return SeededNoise(seed)
+
+
+def _check_types(
+    schedule: object, guidance: object, threshold: object, noise: object, options: object, conditioning: object,
+    dtype: object, generator: object,
+) -> None:  # fmt: skip
+    """TypeError, with what to pass, for an argument of another kind than `sample` takes."""
+    expected = (
+        (
+            "schedule",
+            schedule,
+            Schedule,
+            "one made by fastdiff.schedules (of levels or sigmas: from_levels, from_sigmas)",
+        ),
+        ("guidance", guidance, Guidance, "fastdiff.Guidance(scale, unconditional={...})"),
+        ("threshold", threshold, DynamicThreshold, "fastdiff.DynamicThreshold(quantile)"),
+        ("options", options, Mapping, "a dict of the sampler's options"),
+        ("conditioning", conditioning, Mapping, "a dict of the model's keyword arguments"),
+        ("dtype", dtype, torch.dtype, "a torch.dtype, such as torch.float16"),
+        ("generator", generator, torch.Generator, "a torch.Generator"),
+    )
+    for name, value, kind, remedy in expected:
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} is {type(value).__name__}: pass {remedy}")
+    if noise is not None and not (hasattr(noise, "start") and hasattr(noise, "step")):
+        raise TypeError(
+            f"noise is {type(noise).__name__}: pass a NoiseSource, such as fastdiff.BrownianNoise(seeds)"
+        )
 
 
 def starting_point(
@@ -168,9 +210,11 @@ def starting_point(
     if not isinstance(x, Tensor):
         if strength is not None:
             raise ValueError("strength starts from a clean image: pass it as x")
-        shape = torch.Size(x)
-        if not shape:
-            raise ValueError("a shape needs at least the batch: (B, ...)")
+        shape = tuple(x) if isinstance(x, Sequence) else ()
+        if not shape or not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise ValueError(
+                f"x must be a float tensor [B, ...] or a shape, a tuple with at least the batch, got {x!r:.80}"
+            )
         where = device or (generator.device if generator is not None else "cpu")
         return source.start(torch.empty(shape, device=where)) * level.sigma
     if not x.is_floating_point() or not x.dim():
@@ -178,6 +222,9 @@ def starting_point(
             f"x is {str(x.dtype).removeprefix('torch.')} {list(x.shape)}: pass a float tensor [B, ...]"
         )
     state = x.to(device=device or x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-    if strength is None or not level.sigma:
+    state = state if ops.is_dense(state) else state.contiguous()
+    if strength is None:
         return state
+    if not level.sigma:
+        return state.clone()
     return ops.add_noise(state, source.start(state).to(state.dtype), level.alpha, level.sigma)

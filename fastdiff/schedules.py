@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 
 from fastdiff import spacings
 from fastdiff.choices import unknown
-from fastdiff.levels import DiscreteTime, Level, LinearPath, Process, VarianceExploding, check_falling, clean
+from fastdiff.levels import (
+    ALPHA_FLOOR,
+    DiscreteTime,
+    Level,
+    LinearPath,
+    Process,
+    VarianceExploding,
+    check_falling,
+    clean,
+)
 
 __all__ = [
     "SCHEDULES",
@@ -30,6 +39,8 @@ __all__ = [
     "exponential",
     "flow",
     "from_alphas_cumprod",
+    "from_levels",
+    "from_sigmas",
     "karras",
     "linear_betas",
     "polyexponential",
@@ -73,7 +84,13 @@ def from_levels(levels: Iterable[Level]) -> Schedule:
     given = tuple(levels)
     if len(given) < 2 or given[0].process is None:
         raise ValueError("from_levels needs at least two levels made by a process")
-    return Schedule(given[0].process, lambda process, steps: given[:-1], final=given[-1])
+    return Schedule(given[0].process, partial(_given, given[:-1]), final=given[-1])
+
+
+def from_sigmas(sigmas: Iterable[float]) -> Schedule:
+    """A schedule of given sigmas [steps + 1], falling, usually to 0, as k-diffusion and ComfyUI pass them."""
+    process = VarianceExploding()
+    return from_levels(process.level(float(sigma)) for sigma in sigmas)
 
 
 # Processes given by betas.
@@ -91,11 +108,21 @@ def from_alphas_cumprod(
     zero_snr: rescale so that the last level is pure noise.
     """
     table = np.asarray(alphas_cumprod, dtype=np.float64)
+    if (
+        isinstance(offset, bool)
+        or not isinstance(offset, int)
+        or offset < 0
+        or (offset and spacing != "leading")
+    ):
+        raise ValueError(
+            f"offset must be an integer of at least 0, and 0 unless spacing is 'leading', got {offset!r}"
+        )
     process = DiscreteTime(zero_terminal_snr(table) if zero_snr else table)
     if spacing in spacings.TIMESTEPS:
         return Schedule(process, partial(_at_timesteps, spacings.TIMESTEPS[spacing], offset))
     if spacing in spacings.RATIOS:
-        low, high = process.level(0).ratio, process.level(len(process) - 1).finite().ratio
+        low, high = process.level(0).ratio, process.level(len(process) - 1).ratio
+        high = high if math.isfinite(high) else 1.0 / ALPHA_FLOOR
         return Schedule(process, partial(_at_ratios, spacings.RATIOS[spacing], low, high))
     raise unknown("spacing", spacing, [*spacings.TIMESTEPS, *spacings.RATIOS])
 
@@ -206,8 +233,11 @@ def beta(sigma_min: float = 0.02, sigma_max: float = 80.0, *, a: float = 0.6, b:
 
 def vp(*, beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-3) -> Schedule:
     """Sigmas of the continuous variance-preserving SDE (arXiv:2011.13456), t linear from 1 to eps."""
-    process = VarianceExploding()
-    return Schedule(process, lambda _, n: [process.level(s) for s in spacings.vp(n, beta_d, beta_min, eps)])
+    if not (0 <= beta_d < math.inf and 0 < beta_min < math.inf and 0 < eps < 1):
+        raise ValueError(
+            f"vp needs beta_d >= 0, beta_min > 0 and 0 < eps < 1, got {beta_d}, {beta_min} and {eps}"
+        )
+    return Schedule(VarianceExploding(), partial(_vp_levels, beta_d, beta_min, eps))
 
 
 def _sigmas(grid: spacings.RatioGrid, sigma_min: float, sigma_max: float) -> Schedule:
@@ -246,6 +276,14 @@ def resolution_shift(
 def _uniform_flow(shift: float, process: Process, steps: int) -> list[Level]:
     times = [1.0 - i / steps for i in range(steps)]
     return [process.at(shift * u / (1.0 - u) if u < 1.0 else math.inf) for u in times]
+
+
+def _given(levels: tuple[Level, ...], process: Process, steps: int) -> tuple[Level, ...]:
+    return levels
+
+
+def _vp_levels(beta_d: float, beta_min: float, eps: float, process: Process, steps: int) -> list[Level]:
+    return [process.level(sigma) for sigma in spacings.vp(steps, beta_d, beta_min, eps)]
 
 
 def _at_timesteps(grid: spacings.TimeGrid, offset: int, process: Process, steps: int) -> list[Level]:

@@ -28,8 +28,11 @@ class DynamicThreshold:
             raise ValueError(f"most, the largest bound, must be at least 1, got {self.most}")
 
     def bound(self, denoised: Tensor) -> Tensor:
-        """denoised: [B, ...], before clamping. Returns s: float32 [B]."""
-        flat = denoised.reshape(len(denoised), -1).abs().float()
+        """denoised: [B, ...], before clamping. Returns s: [B], float32 (float64 if denoised is)."""
+        if not denoised.numel():
+            return denoised.new_ones(len(denoised), dtype=torch.float32)
+        flat = denoised.reshape(len(denoised), -1).abs()
+        flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
         # torch.quantile refuses more than 2^24 values; the order statistics around the quantile do not.
         place = self.quantile * (flat.shape[1] - 1)
         below = int(place)

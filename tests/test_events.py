@@ -78,3 +78,12 @@ def test_adaptive_runs_do_not_know_their_calls():
     run(sampler="dpm_adaptive", callback=events.append)
     assert {event.calls for event in events} == {None}
     assert [event.call for event in events] == list(range(len(events)))
+
+
+def test_an_event_kept_beyond_its_callback_says_so():
+    events = []
+    run(callback=events.append)
+    with pytest.raises(RuntimeError, match="inside the callback"):
+        _ = events[0].x
+    with pytest.raises(RuntimeError, match="inside the callback"):
+        _ = events[0].denoised

@@ -118,3 +118,19 @@ def test_conditioning_that_cannot_be_doubled_is_refused_with_the_way_out():
 def test_rescaling_leaves_a_constant_output_alone():
     gain = rescale_gain(torch.ones(2, 9), torch.ones(2, 9), 3.0, 1.0)
     assert torch.equal(gain, torch.ones(2))
+
+
+def test_nested_conditioning_is_doubled_too():
+    def call(x, t, added):
+        assert added["name"] == "sdxl"
+        return model(x, t, shift=added["embeds"][0])
+
+    cond, uncond = ({"embeds": [shift], "name": "sdxl"} for shift in (COND, UNCOND))
+    result = run(call, conditioning={"added": cond}, guidance=Guidance(3.0, {"added": uncond}))
+    plain = run(model, conditioning={"shift": COND}, guidance=Guidance(3.0, {"shift": UNCOND}))
+    assert torch.equal(result, plain)
+
+
+def test_numbers_for_images_can_be_rescaled():
+    gain = rescale_gain(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0]), 3.0, 0.5)
+    assert torch.equal(gain, torch.ones(2))

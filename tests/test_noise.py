@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import threading
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
+import fastdiff
 from fastdiff import schedules
 from fastdiff.levels import Level
 from fastdiff.noise import BrownianNoise, GeneratorNoise, SeededNoise
@@ -24,7 +27,7 @@ def test_a_generator_gives_the_bits_of_randn():
     expected = torch.Generator().manual_seed(9)
     x = torch.empty(2, 3, 8, 8)
     assert torch.equal(source.start(x), torch.randn(x.shape, generator=expected))
-    assert torch.equal(source.step(x, (LEVELS[0], LEVELS[1])), torch.randn(x.shape, generator=expected))
+    assert torch.equal(source.step(x, (LEVELS[0], LEVELS[1]), 0), torch.randn(x.shape, generator=expected))
 
 
 def test_without_a_generator_the_global_one_is_used():
@@ -55,7 +58,7 @@ def test_a_wrong_number_of_seeds_is_refused(source):
 
 def test_brownian_increments_are_standard_and_independent():
     source, x = BrownianNoise([5]), torch.empty(1, 60_000)
-    increments = torch.stack([source.step(x, pair)[0] for pair in pairwise(LEVELS)]).double()
+    increments = torch.stack([source.step(x, pair, 0)[0] for pair in pairwise(LEVELS)]).double()
     correlation = increments @ increments.T / x.shape[1]
     # Five standard errors of a correlation of 60,000 pairs.
     assert (correlation - torch.eye(10, dtype=torch.float64)).abs().max() < 5 * math.sqrt(2 / 60_000)
@@ -64,27 +67,28 @@ def test_brownian_increments_are_standard_and_independent():
 
 def test_brownian_increments_add_up():
     source, x = BrownianNoise([5, 6]), torch.empty(2, 500)
-    whole = source.step(x, (LEVELS[0], LEVELS[6])) * math.sqrt(width(LEVELS[0], LEVELS[6]))
-    parts = sum(source.step(x, (a, b)) * math.sqrt(width(a, b)) for a, b in pairwise(LEVELS[:7]))
+    whole = source.step(x, (LEVELS[0], LEVELS[6]), 0) * math.sqrt(width(LEVELS[0], LEVELS[6]))
+    parts = sum(source.step(x, (a, b), 0) * math.sqrt(width(a, b)) for a, b in pairwise(LEVELS[:7]))
     torch.testing.assert_close(whole, parts, rtol=0, atol=1e-6)
 
 
 def test_the_brownian_path_depends_on_nothing_but_its_seed():
     x, pair = torch.empty(1, 100), (LEVELS[3], LEVELS[4])
-    alone = BrownianNoise([8]).step(x, pair)
+    alone = BrownianNoise([8]).step(x, pair, 0)
     busy = BrownianNoise([7, 8])
     for a, b in zip(LEVELS, LEVELS[2:]):
-        busy.step(torch.empty(2, 100), (a, b))
-    assert torch.equal(busy.step(torch.empty(2, 100), pair)[1:], alone)
+        busy.step(torch.empty(2, 100), (a, b), 0)
+    assert torch.equal(busy.step(torch.empty(2, 100), pair, 0)[1:], alone)
     assert torch.equal(
-        busy.step(torch.empty(2, 40), pair)[1, :40], BrownianNoise([8]).step(torch.empty(1, 40), pair)[0]
+        busy.step(torch.empty(2, 40), pair, 0)[1, :40],
+        BrownianNoise([8]).step(torch.empty(1, 40), pair, 0)[0],
     )
 
 
 def test_brownian_noise_serves_flow_from_pure_noise():
     levels = schedules.flow().levels(8)
     source = BrownianNoise([1])
-    noise = torch.stack([source.step(torch.empty(1, 20_000), pair) for pair in pairwise(levels)])
+    noise = torch.stack([source.step(torch.empty(1, 20_000), pair, 0) for pair in pairwise(levels)])
     assert noise.isfinite().all()
     assert noise.std() == pytest.approx(1.0, abs=0.02)
 
@@ -92,6 +96,65 @@ def test_brownian_noise_serves_flow_from_pure_noise():
 def test_brownian_steps_finer_than_the_tree_are_refused():
     process = schedules.karras().process
     with pytest.raises(ValueError, match="greater depth"):
-        BrownianNoise([1], depth=8).step(torch.empty(1, 2), (process.level(1.0), process.level(1.0001)))
+        BrownianNoise([1], depth=8).step(torch.empty(1, 2), (process.level(1.0001), process.level(1.0)), 0)
     with pytest.raises(ValueError, match="depth must be"):
         BrownianNoise([1], depth=0)
+
+
+def test_noise_put_back_is_fresh_in_every_row():
+    """Churn and restart go up the path: increments taken there would come again on the way down."""
+    source, x = BrownianNoise([5]), torch.empty(1, 20_000)
+    rising = [source.step(x, (LEVELS[4], LEVELS[3]), row)[0] for row in range(3)]
+    falling = source.step(x, (LEVELS[3], LEVELS[4]), 3)[0]
+    correlation = torch.corrcoef(torch.stack([*rising, falling]))
+    assert (correlation - torch.eye(4)).abs().max() < 0.04
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "options"),
+    [
+        ("edm", 60, {"s_noise": 1.0}),
+        ("restart", 60, {"repeats": 6}),
+        ("dpm_adaptive", 20, {"eta": 1.0, "rtol": 0.005, "atol": 0.001}),
+        ("dpmpp_sde", 40, {}),
+        ("euler_ancestral", 200, {}),
+    ],
+)
+def test_the_brownian_path_keeps_the_distribution(sampler, steps, options):
+    """Gaussian data of deviation 0.5 comes out with it, as with independent noise."""
+
+    def model(x, t):
+        return x * 0.25 / (0.25 + t[:, None] ** 2)
+
+    schedule = schedules.karras(0.02, 20.0)
+    x = 20.0 * torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
+    arguments = {
+        "schedule": schedule,
+        "sampler": sampler,
+        "steps": steps,
+        "options": options,
+        "prediction": "sample",
+    }
+    image = fastdiff.sample(model, x, noise=BrownianNoise([3]), **arguments)
+    assert image.std() == pytest.approx(0.5, abs=0.03)
+
+
+def test_threads_may_share_a_path():
+    source, x, results = BrownianNoise([1]), torch.empty(1, 64), {}
+    expected = [BrownianNoise([1]).step(x, pair, 0) for pair in pairwise(LEVELS)]
+
+    def work(n):
+        results[n] = [source.step(x, pair, 0) for _ in range(5) for pair in pairwise(LEVELS)]
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for n in range(6) for a, b in zip(results[n], expected * 5))
+
+
+def test_integers_of_any_kind_are_seeds():
+    expected = SeededNoise([3, 4]).start(torch.empty(2, 5))
+    for seeds in (np.array([3, 4]), torch.tensor([3, 4]), (np.int64(3), np.int32(4))):
+        assert torch.equal(SeededNoise(seeds).start(torch.empty(2, 5)), expected)

@@ -59,3 +59,24 @@ def test_clipping_equals_a_clipped_model(clip):
 def test_bad_bounds_are_refused(clip):
     with pytest.raises(ValueError, match="clip must be"):
         fastdiff.sample(lambda x, t: x, (2, 2), clip=clip, schedule=KARRAS, prediction="sample")
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0, 4)])
+def test_images_without_pixels(shape):
+    assert torch.equal(DynamicThreshold().bound(torch.empty(shape)), torch.ones(shape[0]))
+
+
+def test_gradients_reach_the_bound():
+    x = torch.linspace(-3, 2.6, 12, dtype=torch.float64).reshape(1, 12).requires_grad_()  # no two as large
+    weight = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    options = {
+        "schedule": schedules.karras(0.5, 2.0),
+        "steps": 3,
+        "prediction": "sample",
+        "differentiable": True,
+    }
+
+    def run(x, weight):
+        return fastdiff.sample(lambda x, t: weight * x, x, threshold=DynamicThreshold(0.8), **options)
+
+    assert torch.autograd.gradcheck(run, (x, weight))

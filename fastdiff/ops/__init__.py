@@ -1,8 +1,18 @@
 """The operations: the only door to the kernels. Each has a schema, checks, a fake kernel and gradients."""
 
+from fastdiff.ops._checks import is_dense
 from fastdiff.ops.add_noise import add_noise
 from fastdiff.ops.group_norm_silu import group_norm_silu
 from fastdiff.ops.solver_step import solver_step, solver_step_
 from fastdiff.reference import COLUMNS, WIDTH, Step
 
-__all__ = ["COLUMNS", "WIDTH", "Step", "add_noise", "group_norm_silu", "solver_step", "solver_step_"]
+__all__ = [
+    "COLUMNS",
+    "WIDTH",
+    "Step",
+    "add_noise",
+    "group_norm_silu",
+    "is_dense",
+    "solver_step",
+    "solver_step_",
+]

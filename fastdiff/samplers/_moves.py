@@ -20,6 +20,12 @@ Weight: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 SamplerRows = Callable[Concatenate[Levels, P], Iterable[Row]]
 
 
+# Below this alpha the image is lost in the noise, and sigma / alpha says little: cosine betas end at 20,000, zero
+# terminal SNR at infinity. Methods that multiply by it, or interpolate on its logarithm, would enlarge the model's
+# error by hundreds; a first-order step, exact as long as the denoised image does not change, takes them past it.
+NO_SIGNAL = 1e-3
+
+
 def gains(start: Level, to: Level, sigma: float | None = None) -> tuple[float, float]:
     """Weights of x and denoised for the move start -> to, exact where denoised is constant (DDIM, arXiv:2010.02502).
 
@@ -60,12 +66,18 @@ def in_linear_coordinates(planner: SamplerRows[P]) -> Callable[Concatenate[Level
 
     @functools.wraps(planner)
     def rescaled(levels: Levels, *args: P.args, **kwargs: P.kwargs) -> Iterator[Row]:
-        levels = [level.finite() for level in levels]
+        lost = 0
+        if levels[0].scale < NO_SIGNAL:
+            yield first_order(levels[0], levels[1])
+            levels, lost = levels[1:], 1
+        if len(levels) < 2:
+            return
         anchor = levels[0].scale
-        for row in planner(levels, *args, **kwargs):
+        for i, row in enumerate(planner(levels, *args, **kwargs)):
             up = row.to.scale
             yield replace(
                 row,
+                forget=row.forget if i else lost,
                 x=row.x * up / row.level.scale,
                 anchor=row.anchor * up / anchor,
                 history=tuple(c * up for c in row.history),

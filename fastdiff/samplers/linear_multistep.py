@@ -9,7 +9,7 @@ import numpy as np
 
 from fastdiff.levels import Level
 from fastdiff.plan import Row
-from fastdiff.samplers._moves import Levels, first_order, in_linear_coordinates, lagrange_integrals
+from fastdiff.samplers._moves import NO_SIGNAL, Levels, first_order, in_linear_coordinates, lagrange_integrals
 
 # Weights of the newest slopes for one step on an even grid, by order.
 ADAMS_BASHFORTH = {
@@ -90,7 +90,7 @@ def deis(levels: Levels, *, order: int = 3) -> Iterator[Row]:
     past: list[float] = []  # log(sigma / alpha) where the noise prediction is stored, newest first
     lost = 0
     for a, b in pairwise(levels):
-        if not a.alpha:  # nothing to interpolate at pure noise: the plain step, its value forgotten
+        if a.alpha < NO_SIGNAL:  # nothing to interpolate: the plain step, its value forgotten
             yield first_order(a, b)
             lost = 1
             continue

@@ -35,6 +35,7 @@ class TrainConfig:
     prediction: "epsilon" | "sample" | "v" | "flow". schedule: name in fastdiff.schedules and its options.
     min_snr_gamma, snr_offset: the error of the clean image counts min(SNR, gamma) + offset (Hang et al. 2023, and 1 as
         in Salimans & Ho 2022 so that the highest noise levels count too).
+    class_weights: how often an epoch shows each picture of a class, 1 for classes not named.
     label_dropout: share of labels replaced by the null class, for classifier-free guidance.
     precision: of the autocast region. model: fields of UNetConfig, save num_classes and image_size.
     """
@@ -56,6 +57,7 @@ class TrainConfig:
     min_snr_gamma: float = 5.0
     snr_offset: float = 0.0
     label_dropout: float = 0.1
+    class_weights: Mapping[str, int] = field(default_factory=dict)
     precision: str = "bfloat16"
     seed: int = 0
     save_every: int = 500
@@ -72,14 +74,16 @@ class TrainConfig:
                 )
         if not isinstance(self.flip, bool):
             raise ValueError(f"config flip must be true or false, got {self.flip!r}")
-        for name in ("schedule", "model"):
+        for name in ("schedule", "model", "class_weights"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"config {name} must be an object, got {getattr(self, name)!r}")
+        for label, weight in self.class_weights.items():
+            _check_number(f"class_weights of {label}", weight, 1, 1000, whole=True)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as in the JSON file."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**plain, "schedule": dict(self.schedule), "model": dict(self.model)}
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
 
 
 def from_dict(data: object) -> TrainConfig:

@@ -5,6 +5,7 @@ Every random choice is a function of (seed, step), so that a resumed run sees ex
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,11 +77,25 @@ def read_square(file: Path, size: int) -> Tensor:
 class Batches:
     """Step -> (pictures float32 [B, 3, crop, crop] in -1..1, classes int64 [B]), random crops and mirrors.
 
-    Each epoch is a fresh permutation; a batch may straddle two.
+    Each epoch is a fresh permutation; a batch may straddle two. weights: label -> how often an epoch shows its pictures.
     """
 
-    def __init__(self, folder: ImageFolder, *, batch: int, crop: int, flip: bool, seed: int) -> None:
+    def __init__(
+        self,
+        folder: ImageFolder,
+        *,
+        batch: int,
+        crop: int,
+        flip: bool,
+        seed: int,
+        weights: Mapping[str, int] | None = None,
+    ) -> None:
+        unknown_labels = sorted(set(weights or {}) - set(folder.labels))
+        if unknown_labels:
+            raise ValueError(f"class_weights name no class of the data: {', '.join(unknown_labels)}")
         self.folder, self.batch, self.crop, self.flip, self.seed = folder, batch, crop, flip, seed
+        repeats = torch.tensor([(weights or {}).get(label, 1) for label in folder.labels])
+        self._shown = torch.arange(len(folder)).repeat_interleave(repeats[folder.classes]).numpy()
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
@@ -97,8 +112,8 @@ class Batches:
 
     def _row(self, draw: int) -> int:
         """The picture shown as number `draw` since the run began."""
-        epoch, place = divmod(draw, len(self.folder))
+        epoch, place = divmod(draw, len(self._shown))
         if epoch != self._epoch:
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.folder))
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(self._shown)
             self._epoch = epoch
         return int(self._order[place])

@@ -18,7 +18,7 @@ from fastdiff.files import write_atomic
 from fastdiff.training.config import TrainConfig, from_dict
 
 # These may change on resume: they decide where a run ends and what it writes, not the steps already taken.
-FREE = frozenset({"steps", "cooldown", "save_every", "sheet_every", "lr"})
+FREE = frozenset({"steps", "cooldown", "save_every", "sheet_every", "lr", "class_weights"})
 
 
 class Average:

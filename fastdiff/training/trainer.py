@@ -70,7 +70,12 @@ class Trainer:
         )
         folder = load_folder(data, size=round(config.image_size * config.margin))
         self.batches = Batches(
-            folder, batch=config.batch, crop=config.image_size, flip=config.flip, seed=config.seed
+            folder,
+            batch=config.batch,
+            crop=config.image_size,
+            flip=config.flip,
+            seed=config.seed,
+            weights=config.class_weights,
         )
         self.model = _model(config, folder.labels)
         _place(self.model, self.device)
