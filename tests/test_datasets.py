@@ -79,6 +79,17 @@ def test_batches_are_a_function_of_the_step(tmp_path: Path) -> None:
     assert sum(batches(step)[1].sum().item() for step in range(5)) == 10
 
 
+def test_weighted_classes_are_shown_more_often(tmp_path: Path) -> None:
+    for label in "ab":
+        for i in range(4):
+            paint(tmp_path / label / f"{i}.png")
+    folder = load_folder(tmp_path, size=12)
+    batches = Batches(folder, batch=4, crop=12, flip=False, seed=0, weights={"b": 3})
+    assert torch.cat([batches(step)[1] for step in range(4)]).bincount().tolist() == [4, 12]
+    with pytest.raises(ValueError, match="no class of the data: c"):
+        Batches(folder, batch=4, crop=12, flip=False, seed=0, weights={"c": 3})
+
+
 def test_crops_are_windows_of_the_pictures(tmp_path: Path) -> None:
     ramp = np.zeros((12, 12, 3), dtype=np.uint8)
     ramp[..., 0], ramp[..., 1] = np.arange(12)[:, None], np.arange(12)

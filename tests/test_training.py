@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 import threading
@@ -260,6 +259,7 @@ def test_resume_wants_the_same_run(data: Path, tmp_path: Path) -> None:
         ('{"lr": "fast"}', "lr must be a number"),
         ('{"prediction": "noise"}', "prediction must be one of"),
         ('{"precision": "int4"}', "precision must be one of"),
+        ('{"class_weights": {"a": 0}}', "class_weights of a must be an integer from 1"),
         ('{"flip": 1}', "flip must be true or false"),
         ('{"model": []}', "model must be an object"),
     ],
@@ -280,11 +280,6 @@ def test_bad_models_and_schedules_are_refused(data: Path) -> None:
         Trainer(change(image_size=10), data)
     with pytest.raises(ValueError, match="at pure noise"):
         Trainer(change(prediction="epsilon", schedule={"name": "cosine_betas", "zero_snr": True}), data)
-
-
-def test_the_committed_config_is_the_bundled_models() -> None:
-    config = read_config(ROOT / "configs" / "bundled.json")
-    assert models.load().training_note["config"] == json.loads(json.dumps(config.as_dict()))
 
 
 def test_levels_of_a_schedule() -> None:
