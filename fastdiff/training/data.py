@@ -77,7 +77,8 @@ def read_square(file: Path, size: int) -> Tensor:
 class Batches:
     """Step -> (pictures float32 [B, 3, crop, crop] in -1..1, classes int64 [B]), random crops and mirrors.
 
-    Each epoch is a fresh permutation; a batch may straddle two. weights: label -> how often an epoch shows its pictures.
+    Each epoch is a fresh permutation; a batch may straddle two.
+    weights: label -> how often an epoch shows each picture of that class.
     """
 
     def __init__(
