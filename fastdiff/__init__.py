@@ -6,12 +6,10 @@ from fastdiff import schedules
 x = fastdiff.sample(model, (4, 3, 64, 64), schedule=schedules.karras(0.03, 14.6), prediction="sample", seed=0)
 """
 
-from fastdiff import backend, nn, ops, plan, samplers, schedules
-from fastdiff.events import Cancelled, Event
-from fastdiff.guidance import Guidance
-from fastdiff.noise import BrownianNoise
-from fastdiff.sampling import sample
-from fastdiff.thresholding import DynamicThreshold
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -30,3 +28,36 @@ __all__ = [
     "samplers",
     "schedules",
 ]
+
+if TYPE_CHECKING:
+    from fastdiff import backend, nn, ops, plan, samplers, schedules
+    from fastdiff.events import Cancelled, Event
+    from fastdiff.guidance import Guidance
+    from fastdiff.noise import BrownianNoise
+    from fastdiff.sampling import sample
+    from fastdiff.thresholding import DynamicThreshold
+
+_HOMES = {
+    "BrownianNoise": "noise",
+    "Cancelled": "events",
+    "DynamicThreshold": "thresholding",
+    "Event": "events",
+    "Guidance": "guidance",
+    "sample": "sampling",
+}
+_MODULES = ("backend", "nn", "ops", "plan", "samplers", "schedules")
+
+
+def __getattr__(name: str) -> object:
+    # Loaded when first asked for: torch takes seconds, and `fastdiff env` must answer even where torch is broken.
+    if name in _MODULES:
+        return import_module(f"fastdiff.{name}")
+    if name in _HOMES:
+        value = getattr(import_module(f"fastdiff.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -102,8 +102,9 @@ def source_root() -> Path | None:
 
 def find_compiler() -> str | None:
     """$CXX, or the first C++ compiler on the path."""
-    candidates = [os.environ.get("CXX", ""), "g++", "c++", "clang++"]
-    return next((path for name in candidates if name and (path := shutil.which(name.split()[0]))), None)
+    # Of "ccache g++" the compiler itself: it is also handed to nvcc, which takes one word.
+    candidates = [*reversed(os.environ.get("CXX", "").split()), "g++", "c++", "clang++"]
+    return next((path for name in candidates if (path := shutil.which(name))), None)
 
 
 def find_nvcc() -> str | None:

@@ -100,6 +100,8 @@ def _compile(device: str) -> Path:
         raise _build.BuildFailed(
             "it is not built and FASTDIFF_BUILD=0 forbids compiling it: run pip install -e ."
         )
+    if os.name != "posix":
+        raise _build.BuildFailed("it is not built, and compiling on first use needs Linux or macOS")
     folder = cache_folder()
     with _exclusively(folder):
         found = _find(device)  # another process may have compiled it while this one waited

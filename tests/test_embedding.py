@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import resource
 import subprocess
 import sys
@@ -65,15 +66,29 @@ def test_ten_thousand_steps_do_not_grow_the_memory():
 
 
 def test_importing_does_no_work():
-    """No output, no threads, no native code loaded or compiled, torch's random state untouched."""
+    """Not even torch is loaded; and the names, once asked for, load no native code and leave the random state alone."""
     code = (
-        "import torch, threading; state = torch.get_rng_state(); import fastdiff; "
-        "from fastdiff import native; "
+        "import sys, threading, fastdiff; assert 'torch' not in sys.modules; "
+        "import torch; state = torch.get_rng_state(); "
+        "[getattr(fastdiff, name) for name in fastdiff.__all__]; "
         "assert threading.active_count() == 1 and torch.equal(state, torch.get_rng_state()); "
-        "assert not any('libfastdiff' in line for line in open('/proc/self/maps')) or print('loaded')"
+        "assert not any('libfastdiff' in line for line in open('/proc/self/maps'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_env_answers_where_torch_is_broken(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch_cpu.so: undefined symbol')")
+    paths = {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "fastdiff", "env"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | paths)
+    assert done.returncode == 0 and "undefined symbol" in done.stdout and "fastdiff" in done.stdout
+
+
+def test_names_that_do_not_exist_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no attribute 'smaple'"):
+        _ = fastdiff.smaple
 
 
 def test_torch_settings_of_the_caller_are_respected():
