@@ -31,6 +31,10 @@ from oracles import one_thread as one_thread
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The `scale_model_input` function should be called", "ignore:__array_wrap__ must accept"
+)
+
 BETAS = (
     {"beta_schedule": "linear"},
     {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},

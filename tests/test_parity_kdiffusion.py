@@ -29,7 +29,7 @@ from fastdiff.samplers import SAMPLERS
 from oracles import RandomDenoiser, execute, relative_error
 from oracles import one_thread as one_thread
 
-CONFIGURATIONS = 16
+CONFIGURATIONS = 12
 # Both sides round after each of up to 50 steps, each its own way; most differences are near 1e-14.
 TOLERANCE = 1e-12
 # k-diffusion's sigma_down is the root of a difference, which loses digits when a step is large and eta near 1.

@@ -92,7 +92,7 @@ def test_timesteps() -> None:
 
 
 @given(a=st.floats(0.2, 5.0), b=st.floats(0.2, 5.0))
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=15)
 def test_beta_quantiles_are_scipys(a: float, b: float) -> None:
     p = np.linspace(0.0, 1.0, 101)
     np.testing.assert_allclose(
