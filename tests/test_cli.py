@@ -339,6 +339,16 @@ def test_env_prints_when_things_are_broken(
     assert code == 0 and out.count("RuntimeError: a line another") == 4 and "torch" in out
 
 
+def test_env_survives_a_broken_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: cannot open')")
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[1])])
+    command = [sys.executable, "-m", "fastdiff", "env"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "libtorch.so: cannot open" in done.stdout and "numpy" in done.stdout
+
+
 def test_env_survives_a_backend_that_cannot_run() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fastdiff", "env"],
