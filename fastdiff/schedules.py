@@ -237,6 +237,10 @@ def vp(*, beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-3) -> Sch
         raise ValueError(
             f"vp needs beta_d >= 0, beta_min > 0 and 0 < eps < 1, got {beta_d}, {beta_min} and {eps}"
         )
+    if not (0 <= beta_d < math.inf and 0 <= beta_min < math.inf and beta_d + beta_min > 0 and 0 < eps < 1):
+        raise ValueError(
+            f"vp needs beta_d, beta_min >= 0 and 0 < eps < 1, got {beta_d}, {beta_min} and {eps}"
+        )
     return Schedule(VarianceExploding(), partial(_vp_levels, beta_d, beta_min, eps))
 
 

@@ -37,8 +37,8 @@ def gains(start: Level, to: Level, sigma: float | None = None) -> tuple[float, f
 
 def check_amount(name: str, value: float) -> None:
     """ValueError unless value, how much noise to add, is a number of at least 0."""
-    if not value >= 0:
-        raise ValueError(f"{name} must be a number of at least 0, got {value}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
 def ancestral_split(start: Level, to: Level, eta: float) -> tuple[float, float]:

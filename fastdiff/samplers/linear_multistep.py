@@ -21,7 +21,7 @@ ADAMS_BASHFORTH = {
 
 
 def check_order(order: int, most: int) -> None:
-    if isinstance(order, bool) or order not in range(1, most + 1):
+    if isinstance(order, bool) or not isinstance(order, int) or not 1 <= order <= most:
         raise ValueError(f"order must be an integer from 1 to {most}, got {order!r}")
 
 

@@ -133,6 +133,9 @@ def restart(
     """
     if not 0 < low < high:
         raise ValueError(f"restart needs 0 < low < high, got {low} and {high}")
+    for name, count in (("repeats", repeats), ("steps", 1 if steps is None else steps)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"restart's {name} must be an integer of at least 1, got {count!r}")
     inner = [level for level in levels[1:-1] if level.ratio < high]
     back = min(inner, key=lambda level: abs(level.ratio - low), default=None)
     for a, b in pairwise(levels):
