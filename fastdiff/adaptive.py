@@ -101,6 +101,7 @@ class AdaptivePlan:
     options: Options = field(default_factory=Options)
     name: str = NAME
     calls: None = None
+    needs_path: bool = False
 
     def start_at(self, strength: float) -> AdaptivePlan:
         """From the level at which the last `strength` of the schedule's steps begin."""

@@ -24,7 +24,7 @@ from fastdiff.choices import unknown
 from fastdiff.events import Cancelled, Event
 from fastdiff.guidance import Guidance
 from fastdiff.levels import DiscreteTime
-from fastdiff.noise import MAX_SEED, BrownianNoise, NoiseSource, SeededNoise
+from fastdiff.noise import MAX_SEED
 from fastdiff.plan import Plan
 from fastdiff.sampling import planned, sample
 
@@ -203,17 +203,11 @@ class Job:
             sampler=self.plan,
             conditioning={"label": indices},
             guidance=None if scale == 1.0 else Guidance(scale, {"label": null}),
-            noise=self._noise(images),
+            seed=self.seeds[images],
             device=self.device,
             callback=watch,
         )
         return x.to("cpu", torch.float32).clamp_(-1, 1)
-
-    def _noise(self, images: slice) -> NoiseSource:
-        rows = self.plan.rows if isinstance(self.plan, Plan) else ()
-        # noise drawn for a stage and again for the step that contains it must come from one path (docs/samplers.md)
-        staged = any(row.noise and not row.accept for row in rows)
-        return BrownianNoise(self.seeds[images]) if staged else SeededNoise(self.seeds[images])
 
     def recipe(self) -> dict[str, Any]:
         """JSON data: the arguments, and the circumstances on which the last bits depend."""

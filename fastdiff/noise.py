@@ -49,12 +49,20 @@ class GeneratorNoise:
     def step(self, x: Tensor, span: tuple[Level, Level], row: int) -> Tensor:
         return self.start(x)
 
+    def path(self, images: int) -> BrownianNoise:
+        """A Brownian path for each image, their seeds drawn from the generator."""
+        device = "cpu" if self.generator is None else self.generator.device
+        return BrownianNoise(
+            torch.randint(MAX_SEED, (images,), generator=self.generator, device=device).tolist()
+        )
+
 
 class SeededNoise:
     """One seed for each image, so that an image does not depend on its neighbours in the batch. Drawn on the CPU."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators = [generator_of(seed) for seed in seeds]
+        self.seeds = [checked_seed(seed) for seed in seeds]
+        self.generators = [generator_of(seed) for seed in self.seeds]
 
     def start(self, x: Tensor) -> Tensor:
         if len(x) != len(self.generators):
@@ -68,6 +76,25 @@ class SeededNoise:
 
     def step(self, x: Tensor, span: tuple[Level, Level], row: int) -> Tensor:
         return self.start(x)
+
+    def path(self, images: int) -> BrownianNoise:
+        """A Brownian path for each image."""
+        return BrownianNoise(self.seeds)
+
+
+class PathNoise:
+    """Starting points from a generator or seeds, and the steps from one Brownian path for each image."""
+
+    def __init__(self, source: GeneratorNoise | SeededNoise) -> None:
+        self.source = source
+        self.brownian: BrownianNoise | None = None
+
+    def start(self, x: Tensor) -> Tensor:
+        return self.source.start(x)
+
+    def step(self, x: Tensor, span: tuple[Level, Level], row: int) -> Tensor:
+        self.brownian = self.brownian or self.source.path(len(x))
+        return self.brownian.step(x, span, row)
 
 
 class BrownianNoise:

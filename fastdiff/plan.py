@@ -142,6 +142,11 @@ class Plan:
         return any(row.noise for row in self.rows)
 
     @property
+    def needs_path(self) -> bool:
+        """Whether noise is drawn for a stage and for the step around it: both must then come from one Brownian path."""
+        return any(row.noise and not row.accept for row in self.rows)
+
+    @property
     def input_scale(self) -> float:
         """The factor that makes the first model input of the starting point."""
         return self.prediction.scale(self.rows[0].level) if self.rows and self.rows[0].call else 1.0

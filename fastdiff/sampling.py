@@ -17,7 +17,7 @@ from fastdiff.events import Callback, Watcher
 from fastdiff.executor import Run, Setting
 from fastdiff.guidance import Guidance
 from fastdiff.levels import Level
-from fastdiff.noise import GeneratorNoise, NoiseSource, SeededNoise, generator_of
+from fastdiff.noise import GeneratorNoise, NoiseSource, PathNoise, SeededNoise, generator_of
 from fastdiff.plan import Plan, Planner, clip_bounds
 from fastdiff.predictions import Prediction
 from fastdiff.predictions import resolve as resolve_prediction
@@ -65,7 +65,8 @@ def sample(
     strength: 0 to 1, start part-way from the clean image x, with the last `strength` of the steps (image to image).
     clip: bounds of the denoised image, a number or (lo, hi). threshold: dynamic bounds, instead.
     seed: a number, or one for each image (an image then does not depend on its neighbours). generator: a
-        torch.Generator, instead. noise: any NoiseSource, instead. torch's global generator if none is given.
+        torch.Generator, instead. noise: any NoiseSource, instead. torch's global generator if none is given. A sampler
+        that draws noise inside a step (dpmpp_sde) takes it from a Brownian path made from these.
     dtype: of the model's input, x's own by default. The state is float32 whatever it is (float64 if x is).
     device: where a shape is drawn; the generator's or the CPU by default.
     callback: called with an Event at each model call; event.cancel() ends the run. progress: show a bar.
@@ -81,6 +82,8 @@ def sample(
     model_dtype = dtype or (x.dtype if isinstance(x, Tensor) else torch.float32)
     plan = planned(sampler, schedule, steps=steps, prediction=prediction, clip=clip, options=options)
     plan = plan if strength is None else plan.start_at(strength)
+    if plan.needs_path and isinstance(source, (GeneratorNoise, SeededNoise)):
+        source = PathNoise(source)
     with (
         torch.set_grad_enabled(differentiable and torch.is_grad_enabled()),
         Watcher(callback, progress=progress, calls=plan.calls, name=plan.name) as watcher,
