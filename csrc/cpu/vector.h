@@ -229,11 +229,10 @@ FASTDIFF_INLINE Floats exp2(Floats t) {
     const Floats shifted = t + magic;
     const Floats r = t - (shifted - magic);
 #endif
-    Floats p = r * 1.54614447e-4f + 1.34004282e-3f;  // Chebyshev fit on [-1/2, 1/2], relative error 2e-9
-    p = p * r + 9.61805668e-3f;
-    p = p * r + 5.55032723e-2f;
-    p = p * r + 2.40226509e-1f;
-    p = p * r + 6.93147207e-1f;
+    Floats p = r * 1.33908634e-3f + 9.67603192e-3f;  // Chebyshev fit on [-1/2, 1/2], relative error 8e-8
+    p = p * r + 5.55035711e-2f;
+    p = p * r + 2.40221075e-1f;
+    p = p * r + 6.93147188e-1f;
     p = p * r + 1.0f;
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
     return reinterpret_cast<Floats>(
