@@ -41,14 +41,14 @@ PHOTOS: dict[str, Photo] = {
         SKIMAGE, "data/brick.png", (0, 0, 372, 512), (372, 0, 512, 512), (96, 200), (96, 140),
         tones=("#6b2a1e", "#c0664a", "#f6e6d4"), turn=1,
     ),
-    "cat": Photo(SKIMAGE, "data/chelsea.png", (95, 0, 451, 300), (0, 0, 95, 230), (150, 300), (85, 95)),
-    "coffee": Photo(SKIMAGE, "data/coffee.png", (150, 0, 600, 400), (0, 0, 150, 400), (200, 400), (120, 150)),
+    "cat": Photo(SKIMAGE, "data/chelsea.png", (95, 0, 451, 300), (0, 0, 95, 230), (240, 300), (85, 95)),
+    "coffee": Photo(SKIMAGE, "data/coffee.png", (150, 0, 600, 400), (0, 0, 150, 400), (310, 400), (120, 150)),
     "coins": Photo(
-        SKIMAGE, "data/coins.png", (0, 0, 384, 236), (0, 236, 384, 303), (66, 140), (58, 67),
+        SKIMAGE, "data/coins.png", (0, 0, 384, 236), (0, 236, 384, 303), (75, 125), (58, 67),
         tones=("#1d1a1f", "#8f6a35", "#ffe9b0"),
     ),
     "flower": Photo(
-        SKLEARN, "datasets/images/flower.jpg", (80, 0, 560, 296), (230, 296, 520, 427), (150, 296), (110, 131)
+        SKLEARN, "datasets/images/flower.jpg", (130, 0, 490, 296), (230, 296, 520, 427), (220, 296), (110, 131)
     ),
     "grass": Photo(
         SKIMAGE, "data/grass.png", (0, 0, 372, 512), (372, 0, 512, 512), (80, 180), (80, 140),
@@ -62,7 +62,7 @@ PHOTOS: dict[str, Photo] = {
         texture=True,
     ),
     "temple": Photo(
-        SKLEARN, "datasets/images/china.jpg", (20, 0, 300, 427), (300, 60, 440, 380), (150, 280), (110, 140)
+        SKLEARN, "datasets/images/china.jpg", (20, 0, 300, 427), (300, 60, 440, 380), (220, 280), (110, 140)
     ),
     "tissue": Photo(
         SKIMAGE, "data/ihc.png", (0, 0, 512, 372), (0, 372, 512, 512), (90, 220), (90, 140), texture=True
