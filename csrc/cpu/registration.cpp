@@ -76,13 +76,23 @@ void run_channels_last(GroupNormSilu args) {
     args.moments = moments.data();
     args.normalise = normalise.data();
     const Kernels& k = kernels();
-    const int64_t units = batch * args.chunks, per_unit = std::max<int64_t>(args.chunk * channels, 1);
-    const int64_t grain = std::max<int64_t>(16384 / per_unit, 1);
-    run_parallel(
-        units, 1, grain, [&](int64_t begin, int64_t end) { k.channels_last_moments(args, begin, end); });
-    k.channels_last_groups(args, 0, batch * args.groups);
-    run_parallel(
-        units, 1, grain, [&](int64_t begin, int64_t end) { k.channels_last_apply(args, begin, end); });
+    const int64_t chunks = args.chunks, groups = args.groups;
+    const auto grain = [](int64_t elements) { return std::max<int64_t>(16384 / elements, 1); };
+    if (batch % torch::stable::get_num_threads() == 0) {  // whole samples: the threads meet once
+        return run_parallel(batch, 1, grain(args.size * channels), [&](int64_t begin, int64_t end) {
+            k.channels_last_moments(args, begin * chunks, end * chunks);
+            k.channels_last_groups(args, begin * groups, end * groups);
+            k.channels_last_apply(args, begin * chunks, end * chunks);
+        });
+    }
+    const int64_t part = grain(args.chunk * channels);
+    run_parallel(batch * chunks, 1, part, [&](int64_t begin, int64_t end) {
+        k.channels_last_moments(args, begin, end);
+    });
+    k.channels_last_groups(args, 0, batch * groups);
+    run_parallel(batch * chunks, 1, part, [&](int64_t begin, int64_t end) {
+        k.channels_last_apply(args, begin, end);
+    });
 }
 
 std::tuple<Tensor, Tensor, Tensor> group_norm_silu(
