@@ -71,6 +71,17 @@ def test_mean_1000_deviation_1(everywhere, memory_format, dtype, generator):
     check(x, 4, *affine(16, dtype, generator))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("means", [(0.0, 1000.0, -1000.0, 0.0), (1e4, 0.0, 0.0, 0.0)], ids=str)
+def test_channels_of_a_group_that_lie_far_apart(everywhere, memory_format, means, generator):
+    # a kernel that takes its bearings from the first elements must notice
+    x = draw((1, 4, 70, 70), torch.float32, generator) + torch.tensor(means).view(1, 4, 1, 1)
+    check(x.to(memory_format=memory_format), 1)
+    x = draw((1, 4, 70, 70), torch.float32, generator, scale=1e-3)
+    x[:, 0] += 100.0
+    check(x.to(memory_format=memory_format), 2)
+
+
 def test_float16_does_not_overflow(everywhere, generator):
     check(draw((1, 8, 32, 32), torch.float16, generator, 0.0, 8000.0), 2)
 

@@ -1,6 +1,6 @@
-// Statistics: each block of 4096 elements (in cache) gets its mean, then its squared deviations from that
-// mean, and the blocks are merged in float64 by Chan's formula. Never E[x^2] - E[x]^2: at mean 1000 it would
-// lose the variance.
+// Statistics: each block of 4096 elements (in cache) gets its squared deviations from a point near its mean,
+// and the blocks are merged in float64 by Chan's formula. Never E[x^2] - E[x]^2: at mean 1000 it would lose
+// the variance.
 #pragma once
 
 #include "vector.h"
@@ -20,34 +20,50 @@ struct Moments {
 };
 
 template <class T>
-Moments block_moments(const T* p, int64_t size) {
+float average(const T* p, int64_t size) {
     Tile<kUnroll> total = {};
     for_pieces(0, size, [&](auto piece, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
         using P = decltype(piece);
         const auto x = load_tile<P>(p + i, count);  // past the end: 0
         for (int j = 0; j < P::unroll; ++j) total.v[j] += x.v[j];
     });
-    const float mean = sum((total.v[0] + total.v[1]) + (total.v[2] + total.v[3])) / size;
+    return sum((total.v[0] + total.v[1]) + (total.v[2] + total.v[3])) / size;
+}
+
+// Mean and squared deviations, computed from the distances to a point near the mean.
+template <class T>
+Moments moments_around(const T* p, int64_t size, float point) {
     Tile<kUnroll> first = {}, second = {};
     for_pieces(0, size, [&](auto piece, int64_t i, int64_t count) FASTDIFF_INLINE_LAMBDA {
         using P = decltype(piece);
         auto x = load_tile<P>(p + i, count);
         if constexpr (!P::whole)
-            for (int64_t e = count; e < kLanes; ++e) x.v[0][e] = mean;  // past the end: no deviation
+            for (int64_t e = count; e < kLanes; ++e) x.v[0][e] = point;  // past the end: no distance
         for (int j = 0; j < P::unroll; ++j) {
-            const Floats d = x.v[j] - mean;
+            const Floats d = x.v[j] - point;
             first.v[j] += d;
             second.v[j] += d * d;
         }
     });
-    // The deviations' own sum corrects what rounding took from the mean.
     const double rest = sum((first.v[0] + first.v[1]) + (first.v[2] + first.v[3]));
     const double squares = sum((second.v[0] + second.v[1]) + (second.v[2] + second.v[3]));
     Moments m;
     m.count = size;
-    m.mean = mean + rest / size;
+    m.mean = point + rest / size;
     m.squares = squares - rest * rest / size;
     return m;
+}
+
+// One pass where the mean of what came before is within four deviations of this block's, else two.
+template <class T>
+Moments block_moments(const T* p, int64_t size, const Moments& before) {
+    if (before.count != 0) {
+        const float guess = static_cast<float>(before.mean);
+        const Moments m = moments_around(p, size, guess);
+        const double off = m.mean - guess;
+        if (off * off * size <= 16 * m.squares) return m;
+    }
+    return moments_around(p, size, average(p, size));
 }
 
 template <class T>
@@ -105,7 +121,7 @@ void group_norm_silu_of(const GroupNormSilu& args, int64_t begin, int64_t end) {
         T* y = static_cast<T*>(args.y) + group * size;
         Moments m;
         for (int64_t i = 0; i < size; i += kBlock) {
-            const Moments block = block_moments(x + i, size - i < kBlock ? size - i : kBlock);
+            const Moments block = block_moments(x + i, size - i < kBlock ? size - i : kBlock, m);
             m.merge(block.count, block.mean, block.squares);
         }
         const float mean = static_cast<float>(m.mean), rstd = finish(args, m, group);
