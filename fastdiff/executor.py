@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdiff import ops, reference
+from fastdiff import ops
 from fastdiff.calling import Caller, Model
 from fastdiff.events import Outputs, Watcher
 from fastdiff.guidance import Guidance, rescale_gain
 from fastdiff.noise import NoiseSource
-from fastdiff.plan import COLUMN, Plan
+from fastdiff.plan import Plan
+from fastdiff.reference import COLUMNS
 from fastdiff.thresholding import DynamicThreshold
 
 
@@ -40,12 +44,11 @@ class Run:
         self.setting = setting
         self.call = Caller(setting.model, plan, x, setting.conditioning, setting.guidance)
         table = plan.table if setting.guidance is None else setting.guidance.table(plan)
-        host = torch.tensor(table, device="cpu")
         # Python numbers of the rows, for what is computed outside the kernel: never read back from the device.
         self.watched = setting.watcher.callback is not None or setting.threshold is not None
-        self.weights = [reference.weights(host, i) for i in range(len(host))] if self.watched else []
-        self.table = host.to(x.device)
-        self.index = torch.arange(len(host), device=x.device).unbind(0)
+        self.weights = [dict(zip(COLUMNS, row)) for row in table.tolist()] if self.watched else []
+        self.table = _plan_table(plan, x.device) if setting.guidance is None else _on_device(table, x.device)
+        self.index = _indices(len(table), x.device)
 
     def in_place(self) -> Tensor:
         """The loop for sampling: state, history and model input are buffers that every step reuses."""
@@ -90,8 +93,7 @@ class Run:
 
     def _needs_input(self) -> bool:
         """Whether the model's input differs from the state."""
-        scaled = self.plan.input_scale != 1.0 or (self.plan.table[:, COLUMN["k"]] != 1.0).any()
-        return bool(scaled or self.call.doubled or self.setting.dtype != self.x.dtype)
+        return self.plan.scales_input or self.call.doubled or self.setting.dtype != self.x.dtype
 
     def _first_input(self, x: Tensor) -> Tensor:
         """A buffer for the model's input laid out like x, twice the batch if doubled, holding the first one."""
@@ -122,6 +124,25 @@ class Run:
         bound = None if threshold is None else threshold.bound(outputs.denoised())
         watcher.see(self.plan.rows[i], outputs, bound)
         return bound, gain
+
+
+def _on_device(table: NDArray[np.float64], device: torch.device) -> Tensor:
+    return torch.tensor(table, device="cpu").to(device)
+
+
+@functools.lru_cache(maxsize=32)
+def _plan_table(plan: Plan, device: torch.device) -> Tensor:
+    with torch.inference_mode(
+        False
+    ):  # remembered beyond this run, which a tensor of inference mode must not be
+        return _on_device(plan.table, device)
+
+
+@functools.lru_cache(maxsize=32)
+def _indices(rows: int, device: torch.device) -> tuple[Tensor, ...]:
+    """The row numbers as tensors on the device."""
+    with torch.inference_mode(False):
+        return torch.arange(rows, device=device).unbind(0)
 
 
 def _empty_like(like: Tensor, images: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -63,7 +63,8 @@ class Plan:
 
     table: float64 [rows, 20], the columns of fastdiff.reference.COLUMNS, read-only.
     times: the model's time for each row, NaN for rows without a call.
-    slots: how many values the history ring must hold; needs_anchor: whether any row reads the anchor.
+    slots: how many values the history ring must hold; needs_anchor: whether any row reads the anchor; scales_input:
+    whether the model sees anything but x itself.
     """
 
     rows: tuple[Row, ...]
@@ -76,6 +77,7 @@ class Plan:
     times: tuple[float, ...] = field(init=False, repr=False)
     slots: int = field(init=False)
     needs_anchor: bool = field(init=False)
+    scales_input: bool = field(init=False)
 
     @classmethod
     def build(
@@ -122,6 +124,8 @@ class Plan:
         object.__setattr__(self, "times", times)
         object.__setattr__(self, "slots", _ring(self.rows, slots))
         object.__setattr__(self, "needs_anchor", any(row.anchor for row in self.rows))
+        scales = any(self.prediction.scale(row.level) != 1.0 for row in self.rows if row.call)
+        object.__setattr__(self, "scales_input", scales)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state["table"].flags.writeable = False  # which pickle forgets

@@ -108,6 +108,16 @@ def test_gradients_flow_through_every_step():
     assert torch.autograd.gradcheck(run, (x, weight))
 
 
+def test_a_run_in_inference_mode_does_not_spoil_the_next():
+    schedule = schedules.karras(0.1, 7.0)  # one of its own: nothing of it is remembered yet
+    options = {"schedule": schedule, "steps": 5, "prediction": "sample"}
+    weight = torch.tensor(0.5, requires_grad=True)
+    with torch.inference_mode():
+        fastdiff.sample(lambda x, t: x / 2, torch.ones(2, 3), **options)
+    image = fastdiff.sample(lambda x, t: weight * x, torch.ones(2, 3), differentiable=True, **options)
+    assert torch.autograd.grad(image.sum(), weight)[0].isfinite()
+
+
 def test_no_gradients_are_recorded_otherwise():
     weight = torch.ones((), requires_grad=True)
     x = fastdiff.sample(
