@@ -1,4 +1,4 @@
-"""Samplers and schedules against the schedulers of diffusers, closed loop, on random models, under the same noise.
+"""Samplers against the schedulers of diffusers, closed loop, on random models, under the same noise.
 
 diffusers computes its tables, and part of step(), in float32: its modules are given a torch and a numpy whose float32
 is float64, so that rounding does not hide differences. Levels are built from each scheduler's own timesteps and sigmas,
@@ -10,10 +10,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -22,12 +21,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdiff import schedules
 from fastdiff.levels import DiscreteTime, Level, LinearPath, VarianceExploding, clean
 from fastdiff.plan import Plan
 from fastdiff.samplers import SAMPLERS
 from oracles import RandomDenoiser, execute, output_of, relative_error
 from oracles import one_thread as one_thread
+from widened import BETAS, in_float64
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
@@ -35,11 +34,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The `scale_model_input` function should be called", "ignore:__array_wrap__ must accept"
 )
 
-BETAS = (
-    {"beta_schedule": "linear"},
-    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-    {"beta_schedule": "squaredcos_cap_v2"},
-)
 PREDICTIONS = {"epsilon": "epsilon", "sample": "sample", "v_prediction": "v", "flow_prediction": "flow"}
 DDPM_KINDS = ("epsilon", "sample", "v_prediction")
 SEEDS = range(4)
@@ -47,24 +41,6 @@ TOLERANCE = 1e-9
 LOOSE = 1e-6  # where diffusers subtracts nearly equal numbers: DEIS's antiderivatives, sigma_down of the ancestral DPM2
 
 Levels = list[Level]
-
-
-class Widened:
-    """torch or numpy as a scheduler's module sees it: what it asks for in float32 it gets in float64."""
-
-    def __init__(self, module: ModuleType) -> None:
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, "float64" if name == "float32" else name)
-
-
-@contextmanager
-def in_float64(cls: type) -> Iterator[None]:
-    """The module of a scheduler class computes in float64."""
-    module = importlib.import_module(cls.__module__)
-    with patch.object(module, "torch", Widened(torch)), patch.object(module, "np", Widened(np), create=True):
-        yield
 
 
 def at_timesteps(scheduler: Any) -> Levels:
@@ -370,68 +346,3 @@ def test_unipc_bh1_is_finite_where_diffusers_is_not() -> None:
     ours, theirs = closed_loop(case, config, 10, np.random.default_rng(0))
     assert torch.isfinite(ours).all()
     assert not torch.isfinite(theirs).all(), "diffusers is mended: move bh1 back among the cases"
-
-
-# The schedules themselves.
-
-
-@pytest.mark.parametrize("zero_snr", [False, True])
-@pytest.mark.parametrize(
-    ("make", "config"),
-    [
-        (schedules.linear_betas, BETAS[0]),
-        (schedules.scaled_linear_betas, BETAS[1]),
-        (schedules.cosine_betas, BETAS[2]),
-        (schedules.sigmoid_betas, {"beta_schedule": "sigmoid"}),
-    ],
-    ids=["linear", "scaled_linear", "cosine", "sigmoid"],
-)
-def test_betas(make: Callable[..., schedules.Schedule], config: dict[str, Any], zero_snr: bool) -> None:
-    theirs = (
-        diffusers.DDPMScheduler(**config, rescale_betas_zero_snr=zero_snr).alphas_cumprod.double().numpy()
-    )
-    ours = make(zero_snr=zero_snr).process
-    # A float32 product of 1000 numbers; with zero SNR the last steps divide two of them.
-    np.testing.assert_allclose(ours.alphas**2, theirs, rtol=1e-4, atol=2e-7)
-    np.testing.assert_allclose(ours.alphas**2 + ours.sigmas**2, 1.0, rtol=1e-15)
-    assert (ours.alphas[-1] == 0.0) == zero_snr
-
-
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("offset", [0, 1])
-def test_timesteps(spacing: str, offset: int) -> None:
-    theirs = diffusers.DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
-    schedule = schedules.linear_betas(spacing=spacing, offset=offset if spacing == "leading" else 0)
-    for steps in [*range(2, 60), 99, 333, 500, 999]:
-        theirs.set_timesteps(steps)
-        ours = [level.t for level in schedule.levels(steps)[:-1]]
-        assert ours == theirs.timesteps.tolist(), steps
-
-
-@pytest.mark.parametrize("spacing", ["karras", "exponential", "beta"])
-@pytest.mark.parametrize("steps", [2, 3, 10, 41])
-def test_sigma_spacings(spacing: str, steps: int) -> None:
-    with in_float64(diffusers.EulerDiscreteScheduler):
-        theirs = diffusers.EulerDiscreteScheduler(**BETAS[1], **{f"use_{spacing}_sigmas": True})
-        theirs.set_timesteps(steps)
-    levels = schedules.scaled_linear_betas(spacing=spacing).levels(steps)
-    ratios, times = [level.ratio for level in levels], [level.t for level in levels[:-1]]
-    np.testing.assert_allclose(ratios, theirs.sigmas.numpy(), rtol=1e-9)
-    np.testing.assert_allclose(times, theirs.timesteps.numpy(), atol=1e-6)
-
-
-@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize("steps", [1, 2, 7, 28])
-def test_shifted_flow(shift: float, steps: int) -> None:
-    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
-    theirs.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))  # as the pipelines of SD3 and FLUX do
-    levels = schedules.flow(shift=shift, T=1000.0).levels(steps)
-    np.testing.assert_allclose([level.sigma for level in levels], theirs.sigmas.numpy(), rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose([level.t for level in levels[:-1]], theirs.timesteps.numpy(), rtol=1e-6)
-
-
-def test_edm_sigmas() -> None:
-    theirs = diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0)
-    theirs.set_timesteps(18)
-    ours = [level.sigma for level in schedules.edm().levels(18)]
-    np.testing.assert_allclose(ours, theirs.sigmas.double().numpy(), rtol=1e-6)
