@@ -118,7 +118,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     batches = Batches(train, batch=64, crop=size, flip=True, seed=args.seed)
     judge_model = train_classifier(batches, len(train.labels), steps=args.classifier_steps, seed=args.seed)
     real_features, real_predicted = judge(judge_model, centre(test.pictures, size))
-    each = args.each or int(test.classes.bincount().min()) // 2
+    each = min(args.each, int(test.classes.bincount().min()) // 2)
     label = torch.arange(len(model.labels)).repeat_interleave(each)
     trained = time.perf_counter()
     generated = torch.cat(

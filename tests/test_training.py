@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import threading
@@ -280,6 +281,11 @@ def test_bad_models_and_schedules_are_refused(data: Path) -> None:
         Trainer(change(image_size=10), data)
     with pytest.raises(ValueError, match="at pure noise"):
         Trainer(change(prediction="epsilon", schedule={"name": "cosine_betas", "zero_snr": True}), data)
+
+
+def test_the_committed_config_is_the_bundled_models() -> None:
+    config = read_config(ROOT / "configs" / "bundled.json")
+    assert models.load().training_note["config"] == json.loads(json.dumps(config.as_dict()))
 
 
 def test_levels_of_a_schedule() -> None:
