@@ -75,7 +75,7 @@ def columns_for(count: int, *, group: int = 1, aspect: float = 1.0, wide: float 
     def cost(columns: int) -> float:
         rows = -(-count // columns)
         off_shape = abs(np.log(columns * aspect / rows / wide))
-        return float(off_shape + 0.5 * (rows * columns - count) / columns + (0.4 if columns % group else 0.0))
+        return float(off_shape + (rows * columns - count) / columns + (0.4 if columns % group else 0.0))
 
     return min(range(1, count + 1), key=cost)
 

@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from fastdiff.generate import prepare
 
     job = prepare(**arguments(args))
+    loading = time.perf_counter() - started
     output = Output(
         Path(args.out),
         job,
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     with tqdm(total=job.total_calls, desc="sampling", unit="call", disable=args.quiet or None) as bar:
         result = job.run(progress=bar.update, trajectory=args.show_steps)
     files = output.write(result)
-    seconds = {**result.seconds, "total": time.perf_counter() - started}
+    seconds = {**result.seconds, "loading": loading, "total": time.perf_counter() - started}
     if args.json:
         print(json.dumps(as_data(job, result, seconds, files), indent=2))
     elif not args.quiet:
