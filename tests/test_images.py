@@ -69,7 +69,9 @@ def test_captions_leave_the_images_alone_and_must_match() -> None:
         images.grid(pictures, captions=["one"])
 
 
-@pytest.mark.parametrize(("count", "group"), [(4, 1), (16, 1), (24, 2), (24, 1), (12, 1), (1, 1), (7, 1), (39, 3)])
+@pytest.mark.parametrize(
+    ("count", "group"), [(4, 1), (16, 1), (24, 2), (24, 1), (12, 1), (1, 1), (7, 1), (39, 3)]
+)
 def test_columns_are_tidy(count: int, group: int) -> None:
     columns = images.columns_for(count, group=group)
     rows = -(-count // columns)
