@@ -167,10 +167,8 @@ def main() -> None:
     parser.add_argument("--sampler", default="dpmpp_2m")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument(
-        "--each", type=int, help="generated images a class (default: half of the held-out ones)"
-    )
-    parser.add_argument("--classifier-steps", type=int, default=600)
+    parser.add_argument("--each", type=int, default=48, help="images a class on each side of a distance")
+    parser.add_argument("--classifier-steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "evaluate.json")
     args = parser.parse_args()
