@@ -3,7 +3,8 @@
     python benchmarks/cpu.py [--only step loop norm noise] [--seconds 4] [--compile] [--out benchmarks/results/cpu.json]
 
 step: solver_step_ against diffusers' DPMSolverMultistepScheduler.step(), for one step of 20 (order 2, data prediction).
-loop: the same for the whole of fastdiff.sample() outside the model, which returns a tensor made before.
+loop: the same for the whole of fastdiff.sample() outside the model, which returns a tensor made before; against
+    diffusers' steps alone, and against its set_timesteps() and steps, which do what sample() does.
 norm: group_norm_silu against F.silu(F.group_norm(x)) and, with --compile, Inductor's version of it.
 noise: add_noise against a copy that moves as many bytes.
 """
@@ -49,11 +50,17 @@ class TheirLoop:
         """step() keeps counters, which set_timesteps resets."""
         self.scheduler.set_timesteps(STEPS)
 
+    @torch.no_grad()
     def run(self) -> Tensor:
         x = self.x
         for t in self.scheduler.timesteps:
             x = self.scheduler.step(self.output, t, x, return_dict=False)[0]
         return x
+
+    def whole(self) -> Tensor:
+        """What a pipeline does for each picture."""
+        self.prepare()
+        return self.run()
 
     def plan(self) -> Plan:
         """The same steps as rows."""
@@ -73,6 +80,7 @@ class OurSteps:
     def prepare(self) -> None:
         self.x.copy_(self.start)
 
+    @torch.no_grad()
     def run(self) -> Tensor:
         for row in self.rows:
             ops.solver_step_(self.x, self.output, self.table, row, history=self.history)
@@ -123,6 +131,7 @@ def loop_results(seconds: float) -> Iterator[Result]:
         functions = {
             "fastdiff.sample": Timed(ours, units=STEPS),
             "diffusers step()": Timed(theirs.run, theirs.prepare, STEPS),
+            "set_timesteps(), step()": Timed(theirs.whole, units=STEPS),
         }
         yield checked(f"the loop, one step {shape}", error, 1e-4, functions, "fastdiff.sample", seconds)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,9 +43,8 @@ class Caller:
                 name: self._joined(name, self.conditioning.get(name), uncond)
                 for name, uncond in self.unconditional.items()
             }
-        times = torch.tensor(plan.times, dtype=torch.float32, device=x.device)[:, None]
-        self.times = times.repeat(1, self.images).unbind(0)
-        self.doubled_times = times.repeat(1, 2 * self.images).unbind(0) if self.doubled else ()
+        self.times = _times(plan, self.images, x.device)
+        self.doubled_times = _times(plan, 2 * self.images, x.device) if self.doubled else ()
 
     def __call__(self, i: int, x_in: Tensor) -> tuple[Tensor, Tensor | None]:
         """The model's outputs for row i: (conditional or only, unconditional or None), each [B, ...]."""
@@ -85,3 +86,21 @@ class Caller:
             f"conditioning {name} cannot be joined for a doubled batch: give tensors of length {self.images} in both "
             "branches, or use Guidance(..., doubled=False)"
         )
+
+
+def _times(plan: Plan, images: int, device: torch.device) -> tuple[Tensor, ...]:
+    """The model's time of each row for each image: float32 [images]."""
+    times, rows = _remembered_times(plan, images, device)
+    if times._version:  # a model wrote to its t
+        _remembered_times.cache_clear()
+        times, rows = _remembered_times(plan, images, device)
+    return rows
+
+
+@functools.lru_cache(maxsize=32)
+def _remembered_times(plan: Plan, images: int, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
+    # By numpy: torch.Tensor.repeat wakes torch's threads, which costs more than all else before the first call.
+    times = np.repeat(np.array(plan.times, dtype=np.float32)[:, None], images, axis=1)
+    with torch.inference_mode(False):  # outside it, for runs that are not in it
+        table = torch.from_numpy(times).to(device)
+        return table, table.unbind(0)

@@ -52,7 +52,7 @@ class Run:
 
     def in_place(self) -> Tensor:
         """The loop for sampling: state, history and model input are buffers that every step reuses."""
-        x = _empty_like(self.x, len(self.x)).copy_(self.x)
+        x = self.x.clone()
         x_in = self._first_input(x) if self._needs_input() else None
         anchor = history = None
         for i, row in enumerate(self.plan.rows):

@@ -318,6 +318,22 @@ def test_planners_that_change_are_planned_afresh():
     assert not torch.equal(before, fastdiff.sample(lambda x, t: x / 2, (1, 8), sampler=planner, **options))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_model_may_write_to_its_time(mode):
+    schedule = schedules.karras(0.2, 9.0)
+    seen = []
+
+    def model(x, t):
+        seen.append(t.tolist())
+        t.zero_()
+        return x / 2
+
+    with mode():
+        for _ in range(3):
+            fastdiff.sample(model, (2, 3), schedule=schedule, steps=4, prediction="sample", seed=0)
+    assert seen[:4] == seen[4:8] == seen[8:] and seen[0] == pytest.approx([9.0, 9.0])
+
+
 def test_an_empty_batch_and_a_single_number():
     for shape in [(0, 3, 4), (1,)]:
         x = fastdiff.sample(lambda x, t: x / 2, shape, schedule=KARRAS, steps=4, prediction="sample", seed=0)
