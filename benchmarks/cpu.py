@@ -37,10 +37,10 @@ UNET = [(2, 320, 64, 64), (2, 640, 64, 64), (2, 640, 32, 32), (2, 1280, 16, 16),
 
 
 class TheirLoop:
-    """diffusers' scheduler walking its 20 steps on an output that is always the same."""
+    """diffusers' scheduler walking its steps on an output that is always the same."""
 
-    def __init__(self, x: Tensor, output: Tensor) -> None:
-        self.x, self.output = x, output
+    def __init__(self, x: Tensor, output: Tensor, steps: int = STEPS) -> None:
+        self.x, self.output, self.steps = x, output, steps
         self.scheduler = DPMSolverMultistepScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", lower_order_final=True
         )
@@ -48,7 +48,7 @@ class TheirLoop:
 
     def prepare(self) -> None:
         """step() keeps counters, which set_timesteps resets."""
-        self.scheduler.set_timesteps(STEPS)
+        self.scheduler.set_timesteps(self.steps)
 
     @torch.no_grad()
     def run(self) -> Tensor:
@@ -119,9 +119,9 @@ def step_results(seconds: float) -> Iterator[Result]:
 
 
 def loop_results(seconds: float) -> Iterator[Result]:
-    for shape in (LATENTS, IMAGES):
+    for shape, steps in itertools.product((LATENTS, IMAGES), (STEPS, 50)):
         x, output = draw(shape), draw(shape) * 0.5
-        theirs = TheirLoop(x, output)
+        theirs = TheirLoop(x, output, steps)
         plan = theirs.plan()
 
         def ours(x: Tensor = x, output: Tensor = output, plan: Plan = plan) -> Tensor:
@@ -129,11 +129,12 @@ def loop_results(seconds: float) -> Iterator[Result]:
 
         error = differ(ours(), theirs.run())
         functions = {
-            "fastdiff.sample": Timed(ours, units=STEPS),
-            "diffusers step()": Timed(theirs.run, theirs.prepare, STEPS),
-            "set_timesteps(), step()": Timed(theirs.whole, units=STEPS),
+            "fastdiff.sample": Timed(ours, units=steps),
+            "diffusers step()": Timed(theirs.run, theirs.prepare, steps),
+            "set_timesteps(), step()": Timed(theirs.whole, units=steps),
         }
-        yield checked(f"the loop, one step {shape}", error, 1e-4, functions, "fastdiff.sample", seconds)
+        title = f"the loop of {steps}, one step {shape}"
+        yield checked(title, error, 1e-4, functions, "fastdiff.sample", seconds)
 
 
 def eager_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
