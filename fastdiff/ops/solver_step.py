@@ -94,17 +94,19 @@ def solver_step_(
     receives k*x_next (twice). All of these are dense, laid out like x; output, uncond and noise are copied where
     they are not.
     """
-    tensors = (x, output, table, index, uncond, anchor, history, noise, bound, gain, input)
     grads = torch.is_grad_enabled() and (x.requires_grad or (output is not None and output.requires_grad))
     if x.is_cpu and not grads and backend.is_direct("solver_step"):
         try:  # the kernel checks all it reads: checking here first would cost more than the step itself
-            NATIVE_(*tensors)
+            NATIVE_(x, output, table, index, uncond, anchor, history, noise, bound, gain, input)
         except RuntimeError:
-            _checked_step_(*tensors)
+            _checked_step_(x, output, table, index, uncond, anchor, history, noise, bound, gain, input)
     else:
-        _checked_step_(*tensors)
+        _checked_step_(x, output, table, index, uncond, anchor, history, noise, bound, gain, input)
     if not x.is_inference():
-        torch.autograd.graph.increment_version([t for t in (x, anchor, history, input) if t is not None])
+        written: tuple[Tensor, ...] = (x,) if history is None else (x, history)
+        if anchor is not None or input is not None:
+            written += tuple(t for t in (anchor, input) if t is not None)
+        torch.autograd.graph.increment_version(written)
 
 
 def _checked_step_(
