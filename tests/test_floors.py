@@ -12,7 +12,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS: dict[str, int] = {
     **dict.fromkeys(
-        ["errors", "files", "choices", "reference", "backend", "native", "_build", "_host", "kernels"], 0
+        [
+            "errors",
+            "files",
+            "choices",
+            "counter",
+            "reference",
+            "backend",
+            "native",
+            "_build",
+            "_host",
+            "kernels",
+        ],
+        0,
     ),
     "ops": 1,
     **dict.fromkeys(["levels", "spacings", "schedules", "predictions", "plan", "samplers"], 2),

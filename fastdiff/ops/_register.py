@@ -43,11 +43,14 @@ def differentiate(name: str, backward: Callable[..., Any], setup_context: Callab
 
 
 def launcher(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
-    """The Triton kernel `fastdiff.kernels.<name>.launch` where there is one, else the reference."""
+    """The Triton kernel `fastdiff.kernels.<name>.launch` (for an op in place, `<name>_`, its `launch_`) where there is
+    one, else the reference."""
+    op = name.removesuffix("_")
+    function = "launch_" if name.endswith("_") else "launch"
 
     def launch(*args: Any) -> Any:
-        if "triton" in backend.KERNELS.get(name, ()) and backend.unavailable("triton") is None:
-            return importlib.import_module(f"fastdiff.kernels.{name}").launch(*args)
+        if "triton" in backend.KERNELS.get(op, ()) and backend.unavailable("triton") is None:
+            return getattr(importlib.import_module(f"fastdiff.kernels.{op}"), function)(*args)
         return reference(*args)
 
     return launch
