@@ -1,8 +1,8 @@
 """Which implementation runs an op: `reference` (PyTorch), `cpp`, `triton` or `cuda`.
 
-By default the fastest one that can run here and has a kernel for the op, device and dtype. `use(name)` or the variable
-FASTDIFF_BACKEND asks for one by name and raises where it cannot run. What the chosen backend has no kernel for (an op,
-a dtype) runs on the reference.
+By default the fastest one that can run here and has a kernel for the op, device and dtype; what none of them takes runs
+on the reference. `use(name)` or the variable FASTDIFF_BACKEND asks for one by name: what that one cannot do raises
+BackendError rather than run elsewhere unnoticed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def current() -> str:
 
 
 def select(op: str, device_type: str, dtype: torch.dtype) -> str:
-    """The backend that runs `op` on tensors of this device type and dtype."""
+    """The backend that runs `op` on tensors of this device type and dtype. Raises BackendError if one was asked for
+    by name that does not."""
     return _select(_asked, op, device_type, dtype)
 
 
@@ -75,12 +76,12 @@ def is_direct(op: str) -> bool:
 def explain(op: str, device_type: str, dtype: torch.dtype) -> str:
     """Why `select` answers what it answers, in one line."""
     name = select(op, device_type, dtype)
+    if _asked:
+        return f"{name}: asked for"
+    passed = [refusal(op, candidate, device_type, dtype) for candidate in AUTOMATIC.get(device_type, ())]
     if name != "reference":
-        return f"{name}: " + ("asked for" if _asked else "the fastest that runs here")
-    if _asked == "reference":
-        return "reference: asked for"
-    reasons = [refusal(op, candidate, device_type, dtype) for candidate in _candidates(_asked, device_type)]
-    return "reference: " + ("; ".join(filter(None, reasons)) or f"no kernels for device type {device_type!r}")
+        return f"{name}: " + "; ".join(["the fastest that runs here", *filter(None, passed)])
+    return "reference: " + ("; ".join(filter(None, passed)) or f"no kernels for device type {device_type!r}")
 
 
 def require(name: str) -> None:
@@ -133,22 +134,30 @@ def _ask(name: str | None) -> None:
     _direct = set()  # a new set: a selection under way in another thread adds to the old one
 
 
-def _candidates(asked: str | None, device_type: str) -> tuple[str, ...]:
-    return (asked,) if asked else AUTOMATIC.get(device_type, ())
-
-
 def _select(asked: str | None, op: str, device_type: str, dtype: torch.dtype) -> str:
     direct, key = _direct, (asked, op, device_type, dtype)
     name = _chosen.get(key)
     if name is None:
-        if asked is not None:
-            require(asked)
-        names = (n for n in _candidates(asked, device_type) if n != "reference")
-        name = next((n for n in names if refusal(op, n, device_type, dtype) is None), "reference")
+        name = _asked_for(asked, op, device_type, dtype) if asked else _fastest(op, device_type, dtype)
         _chosen[key] = name
         log.debug("%s on %s %s runs on %s", op, device_type, dtype, name)
     if name == "cpp" and dtype == torch.float32 and asked == _asked:
         direct.add(op)
+    return name
+
+
+def _fastest(op: str, device_type: str, dtype: torch.dtype) -> str:
+    names = AUTOMATIC.get(device_type, ())
+    return next((name for name in names if refusal(op, name, device_type, dtype) is None), "reference")
+
+
+def _asked_for(name: str, op: str, device_type: str, dtype: torch.dtype) -> str:
+    require(name)
+    reason = None if name == "reference" else refusal(op, name, device_type, dtype)
+    if reason:
+        raise BackendError(
+            f"backend {name!r} was asked for, but {reason}: backend.use('auto') takes what there is"
+        )
     return name
 
 

@@ -1,9 +1,10 @@
 """Counter-based normal noise: the n-th value of stream s of seed k is a pure function of (k, s, n).
 
 Philox-4x32-10 (Salmon, Moraes, Dror and Shaw, SC 2011) makes the random bits, Box-Muller the normal values. The
-transform is written with float32 additions, multiplications and square roots alone, each rounded once and in this order: a
-backend that keeps it (no fused multiply-add, no library logarithm) gives the same bits. So an image's noise depends on
-its own seed, and not on the batch, the dtype, the device or the memory layout. This file is the specification.
+transform is written with float32 additions, multiplications and square roots alone, each rounded once and in this
+order: a backend that keeps it (no fused multiply-add, no library logarithm) gives the same bits. So an image's noise
+depends on its own seed, and not on the batch, the dtype, the device or the memory layout. This file is the
+specification.
 """
 
 from __future__ import annotations
