@@ -181,8 +181,11 @@ def composition(given: Inputs) -> tuple[Tensor, Tensor]:
     )
     summed = x if given.residual is None else x + given.residual
     h = summed if add is None else summed + add
-    if h.numel():  # PyTorch's group_norm refuses some empty tensors
-        h = torch.group_norm(h, given.num_groups, given.weight, given.bias, given.eps)
+    if h.numel():  # PyTorch's group_norm refuses some empty tensors, and fails backward with a bias alone
+        weight = (
+            torch.ones_like(given.bias) if given.weight is None and given.bias is not None else given.weight
+        )
+        h = torch.group_norm(h, given.num_groups, weight, given.bias, given.eps)
     h = h if scale is None else h * (1 + scale)
     h = h if shift is None else h + shift
     return summed, ACTIVATIONS[given.activation](h)
