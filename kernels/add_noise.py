@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdiff.kernels.launch import on_device
+from fastdiff.kernels.launch import Launcher
 
 BLOCK = 1024
 # The one fused multiply-add is written out, so no bit depends on Triton's default, which changes in 3.10.
@@ -43,6 +43,9 @@ def add_noise_kernel(
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+LAUNCH = Launcher(add_noise_kernel, **OPTIONS)
+
+
 def launch(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """x0, noise: [B, ...] float32, float16 or bfloat16, dense in one layout with the batch outermost; alpha, sigma: [B]
     or [1], float64 or float32; all on one device. Returns a new tensor like x0, on the caller's current stream."""
@@ -53,8 +56,6 @@ def launch(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     samples = x0.shape[0] if alpha_stride or sigma_stride else 1  # one weight for all: one long sample
     inner = x0.numel() // samples
     tiles = triton.cdiv(inner, BLOCK)
-    with on_device(x0):
-        add_noise_kernel[(samples * tiles,)](
-            out, x0, noise, alpha, sigma, inner, tiles, alpha_stride, sigma_stride, BLOCK, **OPTIONS
-        )
+    constants = (alpha_stride, sigma_stride, BLOCK)
+    LAUNCH(samples * tiles, (out, x0, noise, alpha, sigma), (inner, tiles), constants)
     return out
