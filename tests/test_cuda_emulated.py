@@ -130,7 +130,7 @@ for message, arguments in refused.items():
 
 
 def test_registration(library: Path) -> None:
-    """registration.cpp matches the op's schema and unpacks its tensors: the same cases, called through torch.
+    """The registration matches the op's schema and unpacks its tensors: the same cases, called through torch.
 
     In a process of its own, since it puts the kernel where the C++ backend has its own."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "FASTDIFF_BACKEND": "reference"}

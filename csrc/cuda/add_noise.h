@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-namespace fastdiff::cuda {
+#include "element.h"
 
-enum class Element { kFloat32, kFloat16, kBfloat16 };
+namespace fastdiff::cuda {
 
 // One weight per sample (stride 1) or one for all (stride 0).
 struct Weight {

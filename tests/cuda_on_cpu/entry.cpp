@@ -1,5 +1,5 @@
 // A C entry to the launchers of csrc/cuda, and stand-ins for what only a CUDA build of torch has.
-// registration.cpp is compiled as it stands, but onto the CPU key, since CPU tensors are all there is.
+// The registrations are compiled as they stand, but onto the CPU key, since CPU tensors are all there is.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #define CUDA CPU
-#include "registration.cpp"
+#include "registration_noise.cpp"
 #undef CUDA
 
 #define EXPORT extern "C" __attribute__((visibility("default")))

@@ -1,42 +1,10 @@
-// All the CUDA library knows of torch: fastdiff's operations on the CUDA key, through the stable ABI.
-// fastdiff/ops has checked its arguments and made the images dense in one layout; what is asked again here
-// keeps a direct call, such as an exported graph's, from reading beyond a tensor.
-#include <cuda_runtime_api.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-
-#include "../layout.h"
+// add_noise on the CUDA key. fastdiff/ops has checked the arguments and made the images dense in one layout;
+// what is asked again here keeps a direct call, such as an exported graph's, from reading beyond a tensor.
 #include "add_noise.h"
+#include "tensors.h"
 
 namespace fastdiff::cuda {
 namespace {
-
-// The caller's current stream, so that torch.cuda.stream(...) and graph capture work.
-cudaStream_t current_stream(int32_t device) {
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-    return static_cast<cudaStream_t>(stream);
-}
-
-Element element_of(const Tensor& tensor) {
-    switch (tensor.scalar_type()) {
-        case ScalarType::Float:
-            return Element::kFloat32;
-        case ScalarType::Half:
-            return Element::kFloat16;
-        case ScalarType::BFloat16:
-            return Element::kBfloat16;
-        default:
-            throw std::runtime_error("dtype: the CUDA kernels take float32, float16 and bfloat16");
-    }
-}
-
-bool same_device(const Tensor& a, const Tensor& b) {
-    return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
-}
 
 // values: one a sample of x0, or one for all.
 Weight weight_of(const Tensor& values, const Tensor& x0) {
