@@ -61,7 +61,7 @@ Planner = Callable[..., Iterable[Row]]
 class Plan:
     """A validated, immutable table of rows. Build one with `Plan.build`.
 
-    table: float64 [rows, 20], the columns of fastdiff.reference.COLUMNS, read-only.
+    table: float64 [rows, 22], the columns of fastdiff.reference.COLUMNS, read-only.
     times: the model's time for each row, NaN for rows without a call.
     slots: how many values the history ring must hold; needs_anchor: whether any row reads the anchor; scales_input:
     whether the model sees anything but x itself.
@@ -220,6 +220,7 @@ def _weights(plan: Plan, i: int, slot: int) -> list[float]:
         "p": p, "q": q, "lo": lo, "hi": hi, "u": u, "w": w, "a": row.x, "b": row.anchor,
         "c0": history[0], "c1": history[1], "c2": history[2], "c3": history[3], "n": row.noise, "k": k,
         "g": 1.0, "g_uncond": 0.0, "call": float(row.call), "slot": float(slot), "accept": float(row.accept),
+        "alpha": row.to.alpha, "sigma": row.to.sigma,
     }  # fmt: skip
     return [named.get(column, 0.0) for column in COLUMNS]
 

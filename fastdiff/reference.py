@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdiff import counter
+
 COLUMNS = (
     "p", "q", "lo", "hi",  # denoised = clamp(p*x + q*F, lo, hi)
     "u", "w",  # value = u*x + w*denoised
@@ -22,6 +24,7 @@ COLUMNS = (
     "call",  # 1 if the row has a model output
     "slot",  # model calls before this row: where the history ring stands
     "accept",  # 1 if x_next becomes the anchor
+    "alpha", "sigma",  # the level of x_next, on which a mask puts what is known
     "spare",
 )  # fmt: skip
 """The columns of a table of rows, in order; every backend reads them by these positions."""
@@ -39,7 +42,7 @@ class Step(NamedTuple):
 
 
 def weights(table: Tensor, index: Tensor | int) -> dict[str, float]:
-    """Row `index` of a table [N, 20] as Python floats by column name."""
+    """Row `index` of a table [N, 22] as Python floats by column name."""
     return dict(zip(COLUMNS, table[int(index)].tolist(), strict=True))
 
 
@@ -91,13 +94,21 @@ def solver_step(
     noise: Tensor | None = None,
     bound: Tensor | None = None,
     gain: Tensor | None = None,
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
+    known_noise: Tensor | None = None,
+    seeds: Tensor | None = None,
     input_dtype: torch.dtype | None = None,
     doubled: bool = False,
 ) -> Step:
-    """One row of a plan (see COLUMNS). x, anchor, history (newest first), noise: [B, ...]; output, uncond: [B, ...]
-    or None where the row has no model output; bound, gain: [B]. A term of weight 0 is neither read nor multiplied."""
+    """One row of a plan (see COLUMNS). x, anchor, history (newest first), noise, mask, known, known_noise: [B, ...];
+    output, uncond: [B, ...] or None where the row has no model output, output also [2B, ...]; bound, gain, seeds: [B].
+    A term of weight 0 is neither read nor multiplied."""
     w = weights(table, index)
     value = x.new_empty(0) if output is None else torch.zeros_like(x)
+    output, uncond = branches(output, uncond, len(x))
+    if noise is None and seeds is not None and w["n"]:
+        noise = row_noise(x, seeds, int(index))
     terms = [(w["a"], x), (w["b"], anchor)]
     if w["call"]:
         if output is None:
@@ -110,6 +121,9 @@ def solver_step(
     past = (*history, None, None, None)
     terms += [(w["c1"], past[0]), (w["c2"], past[1]), (w["c3"], past[2]), (w["n"], noise)]
     x_next = weighted_sum(terms, x)
+    if mask is not None:
+        kept = weighted_sum([(w["alpha"], known), (w["sigma"], known_noise)], x)
+        x_next = mask * x_next + (1 - mask) * kept
     x_in = (w["k"] * x_next).to(input_dtype or x.dtype)
     return Step(x_next, value, torch.cat([x_in, x_in]) if doubled else x_in)
 
@@ -126,6 +140,10 @@ def solver_step_(
     noise: Tensor | None = None,
     bound: Tensor | None = None,
     gain: Tensor | None = None,
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
+    known_noise: Tensor | None = None,
+    seeds: Tensor | None = None,
     input: Tensor | None = None,
 ) -> None:
     """The same row in place: x becomes x_next, anchor too if accepted, value goes on the ring history [S, B, ...] at
@@ -138,6 +156,7 @@ def solver_step_(
     doubled = input is not None and len(input) != len(x)
     step = solver_step(
         x, output, table, index, uncond=uncond, anchor=anchor, history=ring, noise=noise, bound=bound, gain=gain,
+        mask=mask, known=known, known_noise=known_noise, seeds=seeds,
         input_dtype=None if input is None else input.dtype, doubled=doubled,
     )  # fmt: skip
     x.copy_(step.x)
@@ -147,6 +166,21 @@ def solver_step_(
         history[slot % len(history)].copy_(step.value)
     if input is not None:
         input.copy_(step.input)
+
+
+def branches(
+    output: Tensor | None, uncond: Tensor | None, images: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """The conditional and the unconditional output: of a doubled batch [2B, ...], its halves."""
+    if output is None or uncond is not None or len(output) == images > 0:
+        return output, uncond
+    return output[:images], output[images:]
+
+
+def row_noise(x: Tensor, seeds: Tensor, row: int) -> Tensor:
+    """The noise of row number `row` for seeds [B], in x's dtype: stream row + 1 of each, in contiguous order."""
+    size = x.numel() // max(len(x), 1)
+    return counter.normal(seeds, size, row + 1).reshape(x.shape).to(x.dtype)
 
 
 def guide(
@@ -173,7 +207,7 @@ def weighted_sum(terms: Sequence[tuple[float, Tensor | None]], like: Tensor) -> 
             continue
         if tensor is None:
             raise ValueError(
-                "a row weighs a tensor that was not given: pass output, uncond, anchor, history or noise"
+                "a row weighs a tensor that was not given: pass output, uncond, anchor, history, noise or known"
             )
         term = weight * tensor.to(like.dtype)
         total = term if total is None else total + term

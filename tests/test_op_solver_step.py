@@ -32,7 +32,7 @@ def make_table(**weights):
 
 FULL = {
     "p": 1.3, "q": -0.7, "lo": -1.1, "hi": 1.2, "u": 0.2, "w": 0.9, "a": 0.5, "b": 0.3, "c0": 0.6, "c1": -0.4,
-    "c2": 0.25, "c3": -0.1, "n": 0.35, "k": 0.8, "g": 3.5, "g_uncond": -2.5, "slot": 3.0, "accept": 1.0,
+    "c2": 0.25, "c3": -0.1, "n": 0.35, "k": 0.8, "g": 3.5, "g_uncond": -2.5, "slot": 3.0, "accept": 1.0, "alpha": 0.85, "sigma": 0.4,
 }  # fmt: skip
 
 
@@ -246,14 +246,24 @@ def test_opcheck(overload, generator):
     tensors = (k["uncond"], k["anchor"], *k["history"], k["noise"], *vectors)
     table = make_table(**FULL)
     torch.library.opcheck(
-        op, (x.requires_grad_(), output.requires_grad_(), table, INDEX, *tensors, torch.float32, True)
+        op,
+        (
+            x.requires_grad_(),
+            output.requires_grad_(),
+            table,
+            INDEX,
+            *tensors,
+            *[None] * 4,
+            torch.float32,
+            True,
+        ),
     )
     torch.library.opcheck(
-        op, (x.detach(), None, make_table(call=0.0), INDEX, *[None] * 8, torch.bfloat16, False)
+        op, (x.detach(), None, make_table(call=0.0), INDEX, *[None] * 12, torch.bfloat16, False)
     )
     inplace = getattr(torch.ops.fastdiff.solver_step_, overload)
     ring, buffer = torch.zeros(2, 2, 3, 5), torch.zeros(4, 3, 5)
-    more = (k["uncond"], k["anchor"], ring, k["noise"], *vectors, buffer)
+    more = (k["uncond"], k["anchor"], ring, k["noise"], *vectors, *[None] * 4, buffer)
     torch.library.opcheck(inplace, (x.detach().clone(), output.detach(), table, INDEX, *more))
 
 
@@ -290,7 +300,7 @@ X, T = torch.zeros(2, 3), make_table()
         ({"output": torch.zeros(2, 4)}, ValueError, r"output has shape \(2, 4\)"),
         ({"output": None}, ValueError, "pass output"),
         ({"table": T.float()}, ValueError, "table is float32"),
-        ({"table": T[:, :19]}, ValueError, r"must be float64 \[N, 20\]"),
+        ({"table": T[:, :21]}, ValueError, r"must be float64 \[N, 22\]"),
         ({"index": torch.tensor([1])}, ValueError, "index is int64"),
         ({"index": torch.tensor(3)}, (ValueError, IndexError), "index|row"),
         ({"noise": X.double()}, TypeError, "noise is float64"),

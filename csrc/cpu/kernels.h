@@ -26,7 +26,7 @@ struct AddNoise {
 // and x_next, input as in fastdiff/ops/solver_step.py. A pointer is null where the row does not read or write
 // that tensor; x_next may be x, and value may be one of the h (each element is read before it is written).
 struct SolverStep {
-    float p, lo, hi, u, w, a, b, c0, c1, c2, c3, n, k, g, g_uncond;
+    float p, lo, hi, u, w, a, b, c0, c1, c2, c3, n, k, g, g_uncond, alpha, sigma;
     const float* x;
     const void* output;
     const void* uncond;
@@ -37,6 +37,9 @@ struct SolverStep {
     const float* noise;
     const float* bound;  // [B]
     const float* gain;   // [B]
+    const float* mask;
+    const float* known;
+    const float* known_noise;
     float* x_next;
     float* value;
     float* anchor_next;

@@ -15,15 +15,6 @@ const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 bool is_forked() { return forked.load(std::memory_order_relaxed); }
 
-std::tuple<Tensor, Tensor, Tensor> solver_step(
-    const Tensor& x, const Maybe& output, const Tensor& table, const Tensor& index, const Maybe& uncond,
-    const Maybe& anchor, const Maybe& h1, const Maybe& h2, const Maybe& h3, const Maybe& noise,
-    const Maybe& bound, const Maybe& gain, ScalarType input_dtype, bool doubled);
-void solver_step_inplace(
-    const Tensor& x, const Maybe& output, const Tensor& table, const Tensor& index, const Maybe& uncond,
-    const Maybe& anchor, const Maybe& history, const Maybe& noise, const Maybe& bound, const Maybe& gain,
-    const Maybe& input);
-
 namespace {
 
 Tensor add_noise(const Tensor& x0, const Tensor& noise, const Tensor& alpha, const Tensor& sigma) {
@@ -141,6 +132,4 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu(
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
     library.impl("add_noise", TORCH_BOX(&fastdiff::add_noise));
     library.impl("group_norm_silu", TORCH_BOX(&fastdiff::group_norm_silu));
-    library.impl("solver_step", TORCH_BOX(&fastdiff::solver_step));
-    library.impl("solver_step_", TORCH_BOX(&fastdiff::solver_step_inplace));
 }

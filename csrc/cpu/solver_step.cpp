@@ -5,11 +5,12 @@
 namespace fastdiff {
 namespace {
 
-constexpr int64_t kColumns = 20;  // fastdiff.reference.COLUMNS
+constexpr int64_t kColumns = 22;  // fastdiff.reference.COLUMNS
 constexpr int64_t kBlock = 1024, kGrain = 65536;
 
 struct Row {
-    double p, q, lo, hi, u, w, a, b, c0, c1, c2, c3, n, k, g, g_uncond, call, slot, accept, spare;
+    double p, q, lo, hi, u, w, a, b, c0, c1, c2, c3, n, k, g, g_uncond, call, slot, accept, alpha, sigma,
+        spare;
 };
 static_assert(sizeof(Row) == kColumns * sizeof(double));
 
@@ -17,7 +18,7 @@ Row read_row(const Tensor& table, const Tensor& index) {
     require(
         table.scalar_type() == ScalarType::Double && table.dim() == 2 && table.size(1) == kColumns &&
             table.is_contiguous() && table.is_cpu(),
-        "table: it must be contiguous float64 [N, 20] on the CPU");
+        "table: it must be contiguous float64 [N, 22] on the CPU");
     require(
         index.scalar_type() == ScalarType::Long && index.numel() == 1 && index.is_cpu(),
         "index: it must be an int64 scalar on the CPU");
@@ -33,6 +34,16 @@ const T* weighed(double weight, const Maybe& t, const Tensor& like, const char* 
     require(t.has_value(), missing);
     require_float(*t, like, wrong);
     return static_cast<const T*>(t->data_ptr());
+}
+
+int64_t width_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
+
+// Whether t holds 2B samples, each laid out like those of x [B, ...].
+bool is_doubled(const Tensor& t, const Tensor& x) {
+    if (t.dim() != x.dim() || t.size(0) != 2 * x.size(0)) return false;
+    for (int64_t i = 1; i < x.dim(); ++i)
+        if (t.size(i) != x.size(i) || (x.size(i) != 1 && t.stride(i) != x.stride(i))) return false;
+    return t.numel() == 0 || t.stride(0) == x.numel() / x.size(0);
 }
 
 const void* model_output(double weight, const Maybe& t, const Tensor& x, Dtype dtype, const char* missing) {
@@ -61,6 +72,10 @@ struct Inputs {
     const Maybe& noise;
     const Maybe& bound;
     const Maybe& gain;
+    const Maybe& mask;
+    const Maybe& known;
+    const Maybe& known_noise;
+    const Maybe& seeds;
 };
 
 // The row's weights, multiplied out in float64 where nothing stands between them: q into g always, w and u
@@ -69,6 +84,7 @@ SolverStep weights_of(const Row& r, bool bounded) {
     SolverStep s = {};
     s.call = r.call != 0;
     s.lo = r.lo, s.hi = r.hi, s.k = r.k, s.n = r.n;
+    s.alpha = r.alpha, s.sigma = r.sigma;
     s.a = r.a, s.b = r.b, s.c0 = r.c0, s.c1 = r.c1, s.c2 = r.c2, s.c3 = r.c3;
     const bool finite = r.lo > -__builtin_inf() || r.hi < __builtin_inf();
     s.clamps = r.w != 0 && (bounded || finite);
@@ -80,6 +96,36 @@ SolverStep weights_of(const Row& r, bool bounded) {
     return s;
 }
 
+void set_outputs(SolverStep& s, const Row& r, const Inputs& in) {
+    require(in.output.has_value(), "the row has a model output: pass output");
+    if (s.clamps) s.bound = per_sample(in.bound, in.x);
+    if (r.q == 0 || r.w == 0) return;
+    s.gain = per_sample(in.gain, in.x);
+    s.output_dtype = dtype_of(*in.output);
+    if (!in.uncond && is_doubled(*in.output, in.x)) {
+        require(in.output->is_cpu(), "output must be on the CPU");
+        const char* both = static_cast<const char*>(in.output->data_ptr());
+        if (r.g != 0) s.output = both;
+        if (r.g_uncond != 0) s.uncond = both + in.x.numel() * width_of(s.output_dtype);
+        return;
+    }
+    s.output =
+        model_output(r.g, in.output, in.x, s.output_dtype, "the row reads the model's output: pass output");
+    s.uncond = model_output(
+        r.g_uncond, in.uncond, in.x, s.output_dtype, "the row reads the unconditional output: pass uncond");
+}
+
+void set_blend(SolverStep& s, const Row& r, const Inputs& in) {
+    if (!in.mask)
+        return require(!in.known && !in.known_noise, "known and known_noise need a mask: pass mask");
+    s.mask = weighed(1.0, in.mask, in.x, "", "mask: not like x");
+    s.known =
+        weighed(r.alpha, in.known, in.x, "the mask keeps what is known: pass known", "known: not like x");
+    s.known_noise = weighed(
+        r.sigma, in.known_noise, in.x, "what is known is noised: pass known_noise",
+        "known_noise: not like x");
+}
+
 SolverStep prepare(const Row& r, const Inputs& in) {
     const Tensor& x = in.x;
     require(
@@ -89,18 +135,10 @@ SolverStep prepare(const Row& r, const Inputs& in) {
     s.x = static_cast<const float*>(x.data_ptr());
     s.sample_size = x.size(0) ? x.numel() / x.size(0) : 0;
     s.anchor = weighed(r.b, in.anchor, x, "the row reads the anchor: pass anchor", "anchor: not like x");
+    require(!in.seeds, "seeds: draw the noise beforehand");
     s.noise = weighed(r.n, in.noise, x, "the row adds noise: pass noise", "noise: not like x");
-    if (!s.call) return s;
-    require(in.output.has_value(), "the row has a model output: pass output");
-    if (r.q != 0 && r.w != 0) {
-        s.output_dtype = dtype_of(*in.output);
-        s.output =
-            model_output(r.g, in.output, x, s.output_dtype, "the row reads the model's output: pass output");
-        s.uncond = model_output(
-            r.g_uncond, in.uncond, x, s.output_dtype, "the row reads the unconditional output: pass uncond");
-        s.gain = per_sample(in.gain, x);
-    }
-    if (s.clamps) s.bound = per_sample(in.bound, x);
+    set_blend(s, r, in);
+    if (s.call) set_outputs(s, r, in);
     return s;
 }
 
@@ -112,13 +150,13 @@ void run(const SolverStep& s, int64_t numel) {
 void set_input(SolverStep& s, const Tensor& input, const Tensor& x, bool doubled) {
     s.input = input.data_ptr();
     s.input_dtype = dtype_of(input);
-    const int64_t width = s.input_dtype == Dtype::f32 ? 4 : 2;
-    if (doubled) s.input_twin = static_cast<char*>(s.input) + x.numel() * width;
+    if (doubled) s.input_twin = static_cast<char*>(s.input) + x.numel() * width_of(s.input_dtype);
 }
 
 Tensor empty_like(const Tensor& x, ScalarType type, bool doubled) {
     auto sizes = std::vector<int64_t>(x.sizes().begin(), x.sizes().end());
-    const auto strides = std::vector<int64_t>(x.strides().begin(), x.strides().end());
+    auto strides = std::vector<int64_t>(x.strides().begin(), x.strides().end());
+    if (sizes[0] == 1) strides[0] = x.numel();  // which may be anything where there is but one
     if (doubled) sizes[0] *= 2;
     AtenTensorHandle handle;
     TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
@@ -127,14 +165,14 @@ Tensor empty_like(const Tensor& x, ScalarType type, bool doubled) {
     return Tensor(handle);
 }
 
-}  // namespace
-
 std::tuple<Tensor, Tensor, Tensor> solver_step(
     const Tensor& x, const Maybe& output, const Tensor& table, const Tensor& index, const Maybe& uncond,
     const Maybe& anchor, const Maybe& h1, const Maybe& h2, const Maybe& h3, const Maybe& noise,
-    const Maybe& bound, const Maybe& gain, ScalarType input_dtype, bool doubled) {
+    const Maybe& bound, const Maybe& gain, const Maybe& mask, const Maybe& known, const Maybe& known_noise,
+    const Maybe& seeds, ScalarType input_dtype, bool doubled) {
     const Row r = read_row(table, index);
-    SolverStep s = prepare(r, {x, output, uncond, anchor, noise, bound, gain});
+    SolverStep s =
+        prepare(r, {x, output, uncond, anchor, noise, bound, gain, mask, known, known_noise, seeds});
     constexpr const char* missing = "the row reads the history: pass more of it";
     s.h1 = weighed(r.c1, h1, x, missing, "history: not like x");
     s.h2 = weighed(r.c2, h2, x, missing, "history: not like x");
@@ -153,9 +191,10 @@ std::tuple<Tensor, Tensor, Tensor> solver_step(
 void solver_step_inplace(
     const Tensor& x, const Maybe& output, const Tensor& table, const Tensor& index, const Maybe& uncond,
     const Maybe& anchor, const Maybe& history, const Maybe& noise, const Maybe& bound, const Maybe& gain,
-    const Maybe& input) {
+    const Maybe& mask, const Maybe& known, const Maybe& known_noise, const Maybe& seeds, const Maybe& input) {
     const Row r = read_row(table, index);
-    SolverStep s = prepare(r, {x, output, uncond, anchor, noise, bound, gain});
+    SolverStep s =
+        prepare(r, {x, output, uncond, anchor, noise, bound, gain, mask, known, known_noise, seeds});
     s.x_next = static_cast<float*>(x.data_ptr());
     if (history) {
         const int64_t numel = x.numel(), slots = history->dim() ? history->size(0) : 0;
@@ -193,4 +232,10 @@ void solver_step_inplace(
     run(s, x.numel());
 }
 
+}  // namespace
 }  // namespace fastdiff
+
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
+    library.impl("solver_step", TORCH_BOX(&fastdiff::solver_step));
+    library.impl("solver_step_", TORCH_BOX(&fastdiff::solver_step_inplace));
+}

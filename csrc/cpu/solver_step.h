@@ -34,6 +34,16 @@ FASTDIFF_INLINE void add_denoised(
     if (s.uncond) add(data, s.g_uncond, load_tile<P>(static_cast<const Output*>(s.uncond) + i, count));
 }
 
+// Where the mask is not 1, what is known takes next's place.
+template <class P>
+FASTDIFF_INLINE void blend(Tile<P::unroll>& next, const SolverStep& s, int64_t i, int64_t count) {
+    const auto mask = load_tile<P>(s.mask + i, count);
+    Tile<P::unroll> kept = {};
+    if (s.known) add(kept, s.alpha, load_tile<P>(s.known + i, count));
+    if (s.known_noise) add(kept, s.sigma, load_tile<P>(s.known_noise + i, count));
+    for (int j = 0; j < P::unroll; ++j) next.v[j] = mask.v[j] * next.v[j] + (1.0f - mask.v[j]) * kept.v[j];
+}
+
 // Every read of an element comes before its first write: x_next may be x, and value may be a slot of the
 // history.
 template <class P, class Output, class Input>
@@ -56,6 +66,7 @@ FASTDIFF_INLINE void step_tile(const SolverStep& s, int64_t i, int64_t count) {
         if (s.c0 != 0) add(next, s.c0, value);
         if (s.value) store_tile<P>(s.value + i, value, count);
     }
+    if (s.mask) blend<P>(next, s, i, count);
     store_tile<P>(s.x_next + i, next, count);
     if (s.anchor_next) store_tile<P>(s.anchor_next + i, next, count);
     if (!s.input) return;

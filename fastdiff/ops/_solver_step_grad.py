@@ -1,4 +1,4 @@
-"""The gradient of solver_step: linear in everything, but for the mask of the clamp.
+"""The gradient of solver_step: linear in everything, but for the clamp.
 
 Weights stay tensors on the device, so a compiled backward needs no host synchronisation.
 """
@@ -10,36 +10,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.reference import COLUMNS, per_sample
+from fastdiff.reference import COLUMNS, branches, per_sample
 
 Gradients = tuple[Tensor | None, ...]
-NAMES = ("x", "output", "table", "index", "uncond", "anchor", "h1", "h2", "h3", "noise", "bound", "gain")  # fmt: skip
+NAMES = (
+    "x", "output", "table", "index", "uncond", "anchor", "h1", "h2", "h3", "noise", "bound", "gain",
+    "mask", "known", "known_noise", "seeds",
+)  # fmt: skip
+KEPT = ("x", "output", "uncond", "bound", "gain", "mask", "table", "index")
 UNUSED = (None, None)
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keeps what the mask and the gradients of bound and gain need. The table is data, not a parameter."""
+    """Keeps what the clamp and the gradients of bound and gain need. The table is data, not a parameter."""
     *tensors, _, ctx.doubled = inputs
     given = dict(zip(NAMES, tensors, strict=True))
     ctx.dtypes = {name: t.dtype for name, t in given.items() if t is not None}
-    kept = [given[name] for name in ("x", "output", "uncond", "bound", "gain")]
-    ctx.save_for_backward(*kept, given["table"], given["index"])
+    ctx.save_for_backward(*(given[name] for name in KEPT))
 
 
 def backward(
     ctx: Any, grad_x: Tensor | None, grad_value: Tensor | None, grad_input: Tensor | None
 ) -> Gradients:
     """Gradients of the inputs, in the order of the schema."""
-    x, output, uncond, bound, gain, table, index = ctx.saved_tensors
+    x, output, uncond, bound, gain, mask, table, index = ctx.saved_tensors
     w = dict(zip(COLUMNS, table.index_select(0, index.reshape(1))[0].to(x.dtype).unbind(), strict=True))
     needs = dict(zip(NAMES, ctx.needs_input_grad, strict=False))
     total = grad_next(grad_x, grad_input, x, w["k"], ctx.doubled)
-    found: dict[str, Tensor] = {"x": w["a"] * total, "anchor": w["b"] * total, "noise": w["n"] * total}
+    found: dict[str, Tensor] = {}
+    if mask is not None:
+        kept = (1 - mask) * total
+        found |= {"known": w["alpha"] * kept, "known_noise": w["sigma"] * kept}
+        total = mask * total
+    found |= {"x": w["a"] * total, "anchor": w["b"] * total, "noise": w["n"] * total}
     found |= {f"h{j}": w[f"c{j}"] * total for j in (1, 2, 3)}
     if output is not None:
         value = w["c0"] * total if grad_value is None else grad_value + w["c0"] * total
         found["x"] = found["x"] + w["u"] * value
-        add_model_terms(found, w["w"] * value, w, x, output, uncond, bound, gain)
+        cond, other = branches(output, uncond, len(x))
+        add_model_terms(found, w["w"] * value, w, x, cond, other, bound, gain)
+        if cond is not output:
+            found["output"] = torch.cat([found["output"], found["uncond"]])
     return (
         *(found[n].to(ctx.dtypes[n]) if needs[n] and n in found and n in ctx.dtypes else None for n in NAMES),
         *UNUSED,
@@ -64,12 +75,13 @@ def add_model_terms(
     grad: Tensor,
     w: dict[str, Tensor],
     x: Tensor,
-    output: Tensor,
+    output: Tensor | None,
     uncond: Tensor | None,
     bound: Tensor | None,
     gain: Tensor | None,
 ) -> None:
     """Adds to `found` what flows through denoised, whose gradient is `grad`."""
+    assert output is not None
     mixed = w["g"] * output.to(x.dtype)
     if uncond is not None:
         mixed = mixed + w["g_uncond"] * uncond.to(x.dtype)
