@@ -168,6 +168,58 @@ def solver_step_(
         input.copy_(step.input)
 
 
+def dynamic_bound(
+    x: Tensor,
+    output: Tensor,
+    table: Tensor,
+    index: Tensor,
+    uncond: Tensor | None,
+    gain: Tensor | None,
+    quantile: float,
+    most: float,
+) -> Tensor:
+    """The given quantile of |p*x + q*F| of each sample, F as in solver_step, within [1, most]: [B]."""
+    w = weights(table, index)
+    guided = guide(*branches(output, uncond, len(x)), gain, w, x) if w["q"] else None
+    return quantile_bound(weighted_sum([(w["p"], x), (w["q"], guided)], x), quantile, most)
+
+
+def quantile_bound(data: Tensor, quantile: float, most: float) -> Tensor:
+    """The quantile of |data| of each sample, linearly interpolated, within [1, most]: [B]. NaN where there is NaN."""
+    if not data.numel():
+        return data.new_ones(len(data))
+    flat = data.reshape(len(data), -1).abs()
+    # torch.quantile refuses more than 2^24 values; the order statistics around the quantile do not.
+    place = quantile * (flat.shape[1] - 1)
+    below = int(place)
+    ranked = torch.topk(flat, flat.shape[1] - below, dim=1).values  # NaN first
+    low, high = ranked[:, -1], ranked[:, max(-2, -ranked.shape[1])]
+    between = torch.where(low == high, low, low + (place - below) * (high - low)) if place > below else low
+    return torch.where(ranked[:, 0].isnan(), torch.nan, between).clamp(1.0, most)
+
+
+def rescale_gain(
+    output: Tensor, uncond: Tensor | None, table: Tensor, index: Tensor, rescale: float
+) -> Tensor:
+    """rescale*std(output)/std(g*output + g_uncond*uncond) + 1 - rescale of each sample (population deviations), 1 where
+    the guided one is 0: [B]. output, uncond: [B, ...]; or output alone, [2B, ...], conditional first."""
+    w = weights(table, index)
+    both = (output, uncond) if uncond is not None else output.tensor_split(2)
+    dtype, size = compute_dtype(output.dtype), output[:1].numel()
+    cond, other = (branch.to(dtype).reshape(len(branch), size) for branch in both)
+    return gain_between(cond, weighted_sum([(w["g"], cond), (w["g_uncond"], other)], cond), rescale)
+
+
+def gain_between(cond: Tensor, guided: Tensor, rescale: float) -> Tensor:
+    """rescale*std(cond)/std(guided) + 1 - rescale of each line, 1 where std(guided) is 0. Both [B, N]; returns [B]."""
+    if not cond.shape[1]:
+        return cond.new_ones(len(cond))
+    wanted, found = cond.std(1, correction=0), guided.std(1, correction=0)
+    # the inner where: a deviation of 0 has no gradient
+    ratio = wanted / torch.where(found > 0, found, 1.0)
+    return torch.where(found > 0, rescale * ratio + (1.0 - rescale), 1.0)
+
+
 def branches(
     output: Tensor | None, uncond: Tensor | None, images: int
 ) -> tuple[Tensor | None, Tensor | None]:

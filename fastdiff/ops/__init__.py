@@ -2,7 +2,9 @@
 
 from fastdiff.ops._checks import is_dense
 from fastdiff.ops.add_noise import add_noise
+from fastdiff.ops.dynamic_bound import dynamic_bound
 from fastdiff.ops.group_norm_silu import group_norm_silu
+from fastdiff.ops.rescale_gain import rescale_gain
 from fastdiff.ops.solver_step import solver_step, solver_step_
 from fastdiff.reference import COLUMNS, WIDTH, Step
 
@@ -11,8 +13,10 @@ __all__ = [
     "WIDTH",
     "Step",
     "add_noise",
+    "dynamic_bound",
     "group_norm_silu",
     "is_dense",
+    "rescale_gain",
     "solver_step",
     "solver_step_",
 ]

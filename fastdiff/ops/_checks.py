@@ -51,6 +51,11 @@ def on_cpu(*values: object) -> bool:
     return all(value.is_cpu for value in values if isinstance(value, Tensor))
 
 
+def records(*values: Tensor | None) -> bool:
+    """Whether autograd records what is done with these."""
+    return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
+
+
 @contextmanager
 def refusals() -> Iterator[None]:
     """Turns a kernel's refusal of its arguments, which PyTorch passes on as RuntimeError, into ValueError."""
