@@ -1,7 +1,7 @@
 """Counter-based normal noise: the n-th value of stream s of seed k is a pure function of (k, s, n).
 
 Philox-4x32-10 (Salmon, Moraes, Dror and Shaw, SC 2011) makes the random bits, Box-Muller the normal values. The
-transform is written with float32 additions, multiplications and square roots alone, each rounded once and in this
+transform is written with float32 additions, multiplications and square roots alone, each correctly rounded, in this
 order: a backend that keeps it (no fused multiply-add, no library logarithm) gives the same bits. So an image's noise
 depends on its own seed, and not on the batch, the dtype, the device or the memory layout. This file is the
 specification.
@@ -63,7 +63,7 @@ def philox(block: Tensor, stream: int, seed: Tensor) -> list[Tensor]:
 
 def box_muller(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Two normal values from two words: radius from the upper 24 bits of x, angle from those of y."""
-    radius = torch.sqrt(-2.0 * log(((x >> 8) + 1).float() * 2.0**-24))
+    radius = root(-2.0 * log(((x >> 8) + 1).float() * 2.0**-24))
     turn = y >> 8
     quarter, v = turn >> 22, ((turn & (2**22 - 1)) - 2**21).float() * 2.0**-22
     square = v * v
@@ -71,6 +71,11 @@ def box_muller(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     swapped, turned = quarter % 2 == 1, quarter >= 2
     first, second = torch.where(swapped, -sine, cosine), torch.where(swapped, cosine, sine)
     return tuple(radius * torch.where(turned, -value, value) for value in (first, second))  # type: ignore[return-value]
+
+
+def root(x: Tensor) -> Tensor:
+    """The square root of float32 x, correctly rounded, which torch.sqrt of float32 is not on every CPU."""
+    return torch.sqrt(x.double()).float()
 
 
 def log(u: Tensor) -> Tensor:
