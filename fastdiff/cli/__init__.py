@@ -15,10 +15,10 @@ from typing import NoReturn
 
 from fastdiff import __version__
 from fastdiff.choices import closest
-from fastdiff.cli import env, generate, plan, train
+from fastdiff.cli import bench, env, generate, plan, train
 from fastdiff.errors import FastdiffError
 
-COMMANDS = (generate, train, plan, env)
+COMMANDS = (generate, train, plan, bench, env)
 EXPECTED = (ValueError, TypeError, OSError, MemoryError, ModuleNotFoundError, FastdiffError)
 
 

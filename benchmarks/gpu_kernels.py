@@ -1,0 +1,131 @@
+"""The kernel tables of a GPU visit: each op on each of our backends against its peers, beside the copy bandwidth.
+
+    python benchmarks/gpu_kernels.py --out FILE.json [--limit 180] [--device cuda] [--tiny]
+
+Every case is guarded: one that fails is noted, and the others go on. Results are on the disk after each case.
+Inductor's figures come last, since compiling takes most of the time; what the limit cuts off is said.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from cases import Image, Norm, add_noise_case, backward_case, eager_norm, norm_case, q_sample_case
+from fastdiff import backend
+from gpu_table import Table, parser
+from gpu_timing import measured
+from shapes import IMAGES, SD15, SDXL, VAE, VIDEO, XL_LATENTS, Shape
+from timing import Case, Timed
+
+BACKENDS = ("cuda", "triton")
+LAYOUTS = ("contiguous", "channels_last")
+TINY: tuple[Shape, ...] = ((2, 64, 8, 8),)
+
+
+def copy_bandwidth(table: Table, elements: int) -> None:
+    """What a large copy moves in a second, read and written: the roof of everything below."""
+    source = torch.zeros(elements, device=table.device)
+    target = torch.empty_like(source)
+    case = Case("copy", {"copy": Timed(lambda: target.copy_(source))}, "copy", 0.0, 0.0, 2 * source.nbytes)
+    for way in ("hot", "cold"):
+        table.copy[way] = measured(case, way, seconds=0.3, notes={}).rates()["copy"]
+
+
+def peers() -> dict[str, Norm]:
+    """Eager PyTorch, and what else is installed."""
+    found: dict[str, Norm] = {"eager": eager_norm}
+    try:
+        apex = importlib.import_module("apex.contrib.group_norm")
+        found["apex"] = lambda x, groups, weight, bias: apex.group_norm_nhwc(
+            x, groups, weight, bias, 1e-5, "silu"
+        )
+    except (ImportError, AttributeError):
+        pass
+    try:
+        liger = importlib.import_module("liger_kernel.ops.group_norm").LigerGroupNormFunction
+
+        def liger_norm(x: Any, groups: int, weight: Any, bias: Any) -> Any:
+            y = liger.apply(x.flatten(2), weight, bias, x.shape[1], groups, 1e-5)
+            return torch.nn.functional.silu(y.view_as(x))
+
+        found["liger, silu"] = liger_norm
+    except (ImportError, AttributeError):
+        pass
+    return found
+
+
+def only(found: dict[str, Norm], image: Image) -> dict[str, Norm]:
+    """The peers that take this layout: apex's kernel is for channels-last tensors, Liger's for the other."""
+    other = "liger, silu" if image.layout == "channels_last" else "apex"
+    return {name: peer for name, peer in found.items() if name != other}
+
+
+def usable(device: str) -> list[str]:
+    """Our backends that can run here."""
+    names = BACKENDS if device == "cuda" else ("cpp", "reference")
+    return [name for name in names if backend.unavailable(name) is None]
+
+
+def images(shapes: tuple[Shape, ...], device: str, dtype: torch.dtype = torch.bfloat16) -> Iterator[Image]:
+    for shape, layout in itertools.product(shapes, LAYOUTS):
+        yield Image(shape, dtype, layout, device)
+
+
+def norms(table: Table, shapes: tuple[Shape, ...]) -> None:
+    """Forward hot, cold and as launched; backward hot."""
+    found = peers()
+    for image, name in itertools.product(images(shapes, table.device), usable(table.device)):
+        with backend.use(name):
+            notes = {"backend": name}
+            for way in ("hot", "cold"):
+                table.add(f"norm {image}", lambda i=image: norm_case(i, only(found, i)), way, notes)
+            table.add(
+                f"backward {image}",
+                lambda i=image: backward_case(i, {"eager": eager_norm}),
+                "launched",
+                notes,
+            )
+
+
+def others(table: Table, shapes: tuple[Shape, ...]) -> None:
+    """Noise given and drawn, in two dtypes."""
+    both = (torch.float32, torch.bfloat16)
+    for shape, dtype, name in itertools.product(shapes, both, usable(table.device)):
+        image = Image(shape, dtype, "contiguous", table.device)
+        with backend.use(name):
+            table.add(f"noise {image}", lambda i=image: add_noise_case(i), "hot", {"backend": name})
+            table.add(f"draw {image}", lambda i=image: q_sample_case(i), "launched", {"backend": name})
+
+
+def compiled(table: Table, shapes: tuple[Shape, ...]) -> None:
+    """Inductor with max-autotune, on the shapes that matter most."""
+    torch._dynamo.config.recompile_limit = 256
+    inductor = torch.compile(eager_norm, dynamic=False, mode="max-autotune-no-cudagraphs")
+    for image in images(shapes, table.device):
+        table.add(
+            f"norm {image}",
+            lambda i=image: norm_case(i, {"torch.compile": inductor}),
+            "hot",
+            {"backend": "auto"},
+        )
+
+
+@torch.inference_mode()
+def main() -> None:
+    options = parser(__doc__, 180.0).parse_args()
+    table = Table(options.out, options.limit, options.device)
+    copy_bandwidth(table, 2**16 if options.tiny else 2**28)
+    norms(table, TINY if options.tiny else (*SD15, *SDXL, *VAE, *VIDEO))
+    others(table, TINY if options.tiny else (XL_LATENTS, IMAGES, (16, 3, 1024, 1024)))
+    if not options.tiny:
+        compiled(table, (SD15[0], SD15[3], SDXL[0], SDXL[4], VAE[1], VAE[3]))
+    table.save()
+
+
+if __name__ == "__main__":
+    main()
