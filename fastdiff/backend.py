@@ -23,6 +23,7 @@ FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 KERNELS: dict[str, dict[str, frozenset[torch.dtype]]] = {
     "add_noise": {"cpp": FLOATS, "triton": FLOATS, "cuda": FLOATS},
     "group_norm_silu": {"cpp": FLOATS},
+    "group_norm_silu_backward": {},
     "dynamic_bound": {},
     "rescale_gain": {},
     "solver_step": {"cpp": frozenset({torch.float32})},

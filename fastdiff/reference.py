@@ -6,7 +6,8 @@ to them for what a kernel does not take (float64 above all). Half precision is c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,32 @@ COLUMNS = (
 """The columns of a table of rows, in order; every backend reads them by these positions."""
 
 WIDTH = len(COLUMNS)
+
+
+ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda z: z, "silu": F.silu, "gelu": F.gelu}
+"""What group_norm_silu ends with."""
+
+ACTIVATIONS = tuple(ACTIVATE)
+"""Their names, in the order of their codes in the op's schema."""
+
+
+def silu_derivative(z: Tensor) -> Tensor:
+    """d/dz of z*sigmoid(z)."""
+    sigmoid = torch.sigmoid(z)
+    return sigmoid * (1 + z * (1 - sigmoid))
+
+
+def gelu_derivative(z: Tensor) -> Tensor:
+    """d/dz of z*Phi(z), Phi the normal distribution function."""
+    return 0.5 * (1 + torch.erf(z / math.sqrt(2))) + z * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+DERIVATIVE: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": torch.ones_like,
+    "silu": silu_derivative,
+    "gelu": gelu_derivative,
+}
+"""The derivatives of ACTIVATE."""
 
 
 class Step(NamedTuple):
@@ -56,6 +83,11 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *(1,) * (like.dim() - 1))
 
 
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """values [C] or [B, C] in like's dtype, shaped to broadcast over like [B, C, ...]."""
+    return values.to(like.dtype).reshape(-1, like.shape[1], *(1,) * (like.dim() - 2))
+
+
 def add_noise(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """alpha*x0 + sigma*noise. x0, noise: [B, ...]; alpha, sigma: [B] or [1]. Returns x0's shape and dtype."""
     dtype = compute_dtype(x0.dtype)
@@ -64,21 +96,91 @@ def add_noise(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor
 
 
 def group_norm_silu(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "silu",
 ) -> Tensor:
-    """silu(group_norm(x)). x: [B, C, ...]; weight, bias: [C]. Returns x's shape and dtype."""
-    dtype = compute_dtype(x.dtype)
-    weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
-    if x.numel() == 0:
-        return x.clone()
-    # torch.group_norm, as F.group_norm refuses groups of one value
-    return F.silu(torch.group_norm(x.to(dtype), num_groups, weight, bias, eps)).to(x.dtype)
+    """act(group_norm(x + add)*(1 + scale) + shift). x: [B, C, ...]; weight, bias: [C]; add, scale, shift: [B, C].
+    Returns x's shape and dtype."""
+    h = x.to(compute_dtype(x.dtype))
+    weight, bias = (None if t is None else t.to(h.dtype) for t in (weight, bias))
+    if weight is None and bias is not None:  # PyTorch's backward fails on a bias alone
+        weight = torch.ones_like(bias)
+    if add is not None:
+        h = h + per_channel(add, h)
+    if h.numel():  # torch.group_norm, as F.group_norm refuses groups of one value
+        h = torch.group_norm(h, num_groups, weight, bias, eps)
+    else:  # of nothing: the gradients of weight and bias are 0
+        h = h + sum(per_channel(t, h) for t in (weight, bias) if t is not None)
+    if scale is not None:
+        h = h * (1 + per_channel(scale, h))
+    if shift is not None:
+        h = h + per_channel(shift, h)
+    return ACTIVATE[activation](h).to(x.dtype)
 
 
-def group_statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1/sqrt(variance + eps) of each group. x: [B, C, ...]. Returns two of [B, num_groups]."""
-    groups = x.to(compute_dtype(x.dtype)).reshape(x.shape[0], num_groups, -1)
-    variance, mean = torch.var_mean(groups, dim=-1, correction=0)
+def group_norm_silu_backward(
+    grad: Tensor,
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "silu",
+) -> tuple[Tensor, Tensor]:
+    """The gradient of group_norm_silu for x, and sums over the pixels [3, B, C] of dz, of dz*xhat and of dx.
+
+    xhat = (x + add - mean)*rstd, z = (xhat*weight + bias)*(1 + scale) + shift, dz = grad*act'(z). mean, rstd:
+    [B, num_groups]. All other gradients follow from the sums: shift's is the first, add's the last, scale's
+    weight*sums[1] + bias*sums[0], weight's the batch's sum of (1 + scale)*sums[1], bias's of (1 + scale)*sums[0].
+    """
+    h = x.to(compute_dtype(x.dtype))
+    batch, channels = x.shape[:2]
+    per_group, pixels = channels // num_groups, math.prod(x.shape[2:])
+
+    def given(values: Tensor | None, missing: float) -> Tensor | float:
+        return missing if values is None else per_channel(values, h)
+
+    def of_channels(values: Tensor) -> Tensor:
+        """[B, groups] as [B, C, 1...]."""
+        return per_channel(values.repeat_interleave(per_group, dim=1), h)
+
+    def group_mean(values: Tensor) -> Tensor:
+        return of_channels(values.reshape(batch, num_groups, per_group * pixels).mean(2))
+
+    def pixel_sum(values: Tensor) -> Tensor:
+        return values.reshape(batch, channels, pixels).sum(2)
+
+    xhat = (h + given(add, 0.0) - of_channels(mean)) * of_channels(rstd)
+    slope = given(weight, 1.0) * (1 + given(scale, 0.0))  # dz/dxhat
+    z = xhat * slope + given(bias, 0.0) * (1 + given(scale, 0.0)) + given(shift, 0.0)
+    dz = grad.to(h.dtype) * DERIVATIVE[activation](z)
+    dxhat = dz * slope
+    dx = of_channels(rstd) * (dxhat - group_mean(dxhat) - xhat * group_mean(dxhat * xhat))
+    return dx.to(x.dtype), torch.stack([pixel_sum(dz), pixel_sum(dz * xhat), pixel_sum(dx)])
+
+
+def group_statistics(
+    x: Tensor, num_groups: int, eps: float, add: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and 1/sqrt(variance + eps) of each group of x + add. x: [B, C, ...]. Returns two of [B, num_groups]."""
+    h = x.to(compute_dtype(x.dtype))
+    if h.numel() == 0:
+        return h.new_zeros((len(h), num_groups)), h.new_zeros((len(h), num_groups))
+    h = h if add is None else h + per_channel(add, h)
+    variance, mean = torch.var_mean(h.reshape(len(h), num_groups, -1), dim=-1, correction=0)
     return mean, torch.rsqrt(variance + eps)
 
 

@@ -204,7 +204,10 @@ def gradients(
     pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
     tensors = given.tensors()
     found = torch.autograd.grad(
-        [y for y, _ in pairs], list(tensors.values()), [g.to(y.dtype) for y, g in pairs]
+        [y for y, _ in pairs],
+        list(tensors.values()),
+        [g.to(y.dtype) for y, g in pairs],
+        materialize_grads=True,  # of an empty tensor the composition uses no weight
     )
     return dict(zip(tensors, found, strict=True))
 

@@ -86,20 +86,26 @@ void run_channels_last(GroupNormSilu args) {
     });
 }
 
-std::tuple<Tensor, Tensor, Tensor> group_norm_silu(
-    const Tensor& x, int64_t groups, const Maybe& weight, const Maybe& bias, double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu(
+    const Tensor& x, int64_t groups, const Maybe& weight, const Maybe& bias, double eps, const Maybe& add,
+    const Maybe& scale, const Maybe& shift, int64_t activation, const Maybe& residual) {
+    require(
+        !add.has_value() && !scale.has_value() && !shift.has_value() && !residual.has_value() &&
+            activation == 1,
+        "not yet: the C++ kernel takes no options");
     require(
         x.dim() >= 2 && groups > 0 && x.size(1) % groups == 0,
         "x must be [B, C, ...], C divisible by num_groups");
     const int64_t batch = x.size(0), channels = x.size(1), numel = x.numel();
     Tensor y = torch::stable::empty_like(x);
-    const std::vector<int64_t> shape = {batch, groups};
+    const std::vector<int64_t> shape = {batch, groups}, none = {0};
+    Tensor summed = torch::stable::new_empty(x, none);
     Tensor mean = torch::stable::new_empty(x, shape, ScalarType::Float);
     Tensor rstd = torch::stable::new_empty(x, shape, ScalarType::Float);
     if (numel == 0) {
         torch::stable::zero_(mean);
         torch::stable::zero_(rstd);
-        return {y, mean, rstd};
+        return {y, summed, mean, rstd};
     }
     GroupNormSilu args = {};
     args.x = x.data_ptr();
@@ -123,7 +129,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu(
     } else {
         run_channels_last(args);
     }
-    return {y, mean, rstd};
+    return {y, summed, mean, rstd};
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 from fastdiff.ops._checks import is_dense
 from fastdiff.ops.add_noise import add_noise
 from fastdiff.ops.dynamic_bound import dynamic_bound
-from fastdiff.ops.group_norm_silu import group_norm_silu
+from fastdiff.ops.group_norm_silu import add_group_norm_silu, group_norm_silu
 from fastdiff.ops.rescale_gain import rescale_gain
 from fastdiff.ops.solver_step import solver_step, solver_step_
 from fastdiff.reference import COLUMNS, WIDTH, Step
@@ -12,6 +12,7 @@ __all__ = [
     "COLUMNS",
     "WIDTH",
     "Step",
+    "add_group_norm_silu",
     "add_noise",
     "dynamic_bound",
     "group_norm_silu",

@@ -1,4 +1,8 @@
-"""group_norm_silu: silu(group_norm(x)), the block every diffusion UNet repeats, in one kernel."""
+"""group_norm_silu: act(group_norm(x + add)*(1 + scale) + shift), the block every diffusion UNet repeats, in one kernel.
+
+The options are what a residual block has around its norm: the residual sum and the time embedding before it (add),
+scale-shift conditioning after it (Dhariwal & Nichol 2021, arXiv:2105.05233), and the activation.
+"""
 
 from __future__ import annotations
 
@@ -9,35 +13,124 @@ from torch import Tensor
 
 from fastdiff import backend, reference
 from fastdiff.ops import _checks
+from fastdiff.ops._group_norm_silu_grad import backward, setup_context
 from fastdiff.ops._register import define, differentiate
 
-Gradients = tuple[Tensor | None, None, Tensor | None, Tensor | None, None]
+Normed = tuple[Tensor, Tensor, Tensor, Tensor]
+CODES = {name: code for code, name in enumerate(reference.ACTIVATIONS)}
 
 
 def group_norm_silu(
-    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "silu",
 ) -> Tensor:
-    """silu(group_norm(x, num_groups, weight, bias, eps)), with float32 statistics and one rounding.
+    """act(group_norm(x + add, num_groups, weight, bias, eps)*(1 + scale) + shift), in float32 and rounded once.
 
-    x: [B, C, ...], float32, float16, bfloat16 or float64, C divisible by num_groups; weight, bias: [C], float32 or x's
-    dtype. Returns a tensor like x (dtype, memory format). Differentiable in x, weight and bias.
+    x: [B, C, ...], float32, float16, bfloat16 or float64, C divisible by num_groups; weight, bias: [C]; add, scale,
+    shift: [B, C], one value for each sample and channel; all these float32 or x's dtype. activation: "silu", "gelu"
+    (exact) or "none". Returns a tensor like x (dtype, memory format). Differentiable in every tensor. Raises
+    ValueError or TypeError for what does not fit together.
     """
-    if backend.is_direct("group_norm_silu") and _checks.on_cpu(x, weight, bias):
-        try:  # the kernel checks all it reads, at a fraction of the cost
-            return NATIVE(x, num_groups, weight, bias, eps)[0]
-        except (RuntimeError, TypeError):
-            pass
-    return _checked(x, num_groups, weight, bias, eps)
+    try:  # the kernel checks all it reads, at a fraction of the cost
+        if _direct(x, weight, bias, add, scale, shift):
+            code = CODES[activation]
+            if _records(x, weight, bias, add, scale, shift):
+                return NATIVE(x, num_groups, weight, bias, eps, add, scale, shift, code, None)[0]
+            with (
+                torch._C._AutoDispatchBelowAutograd()
+            ):  # half of a small call's time is autograd finding no work
+                return NATIVE(x, num_groups, weight, bias, eps, add, scale, shift, code, None)[0]
+    except (AttributeError, KeyError, RuntimeError, TypeError):
+        pass
+    return _checked(x, num_groups, weight, bias, eps, add, scale, shift, activation, None)[0]
 
 
-def _checked(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """group_norm_silu with every check and the copy that kernels need, on whichever backend takes it."""
-    _check(x, num_groups, weight, bias)
+def add_group_norm_silu(
+    x: Tensor,
+    residual: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "silu",
+) -> tuple[Tensor, Tensor]:
+    """(x + residual, group_norm_silu(x + residual, ...)): where a residual block ends and the next one begins.
+
+    residual: like x. The first result is the sum rounded to x's dtype, which the residual stream carries on (add is not
+    in it); the norm is of the sum as rounded. Everything else as in group_norm_silu. Differentiable in every tensor,
+    through both results.
+    """
+    y, summed = _checked(x, num_groups, weight, bias, eps, add, scale, shift, activation, residual)
+    return summed, y
+
+
+def _direct(*tensors: Tensor | None) -> bool:
+    """Whether the C++ kernel may be called unchecked: it was chosen before, and every tensor is on the CPU."""
+    if not backend.is_direct("group_norm_silu") or torch.compiler.is_compiling():
+        return False
+    for tensor in tensors:  # noqa: SIM110 - a generator costs more
+        if tensor is not None and not tensor.is_cpu:
+            return False
+    return True
+
+
+def _records(*tensors: Tensor | None) -> bool:
+    """Whether autograd has something to record, or (inference mode) is out of the way already."""
+    if not torch.is_grad_enabled():
+        return torch.is_inference_mode_enabled()
+    for tensor in tensors:  # noqa: SIM110 - a generator costs more
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
+
+
+def _checked(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(y, summed) with every check and the copies that kernels need, on whichever backend takes it."""
+    _check(x, num_groups, activation, residual)
+    channels, samples = (x.shape[1],), tuple(x.shape[:2])
+    weight, bias = _vector("weight", weight, channels, x), _vector("bias", bias, channels, x)
+    add, scale, shift = (
+        _vector(name, t, samples, x) for name, t in (("add", add), ("scale", scale), ("shift", shift))
+    )
     name = backend.select("group_norm_silu", x.device.type, x.dtype)
-    if name == "reference":
-        return reference.group_norm_silu(x, num_groups, weight, bias, eps)
-    output: Tensor = OVERLOADS[name](_plain(x), num_groups, weight, bias, eps)[0]
-    return output
+    optional = any(t is not None for t in (add, scale, shift, residual)) or activation != "silu"
+    if name == "reference" or (name == "cpp" and optional):
+        summed = x if residual is None else x + residual
+        y = reference.group_norm_silu(
+            summed, num_groups, weight, bias, eps, add=add, scale=scale, shift=shift, activation=activation
+        )
+        return y, summed
+    x = _plain(x)
+    residual = None if residual is None else _checks.laid_out_like(residual, x)
+    arguments = (x, num_groups, weight, bias, eps, add, scale, shift, CODES[activation], residual)
+    if torch.compiler.is_compiling():
+        return OVERLOADS[name](*arguments)[:2]
+    with _checks.refusals():
+        y, summed, _, _ = OVERLOADS[name](*arguments)
+    return y, summed
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -47,7 +140,7 @@ def _plain(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def _check(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None) -> None:
+def _check(x: Tensor, num_groups: int, activation: str, residual: Tensor | None) -> None:
     _checks.floating("x", x)
     if x.dim() < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}: it must be [B, C, ...]")
@@ -56,84 +149,65 @@ def _check(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | Non
         raise ValueError(
             f"{channels} channels do not divide into {num_groups} groups: choose a divisor of {channels}"
         )
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is None:
-            continue
-        _checks.vector(name, tensor, channels, x)
-        if tensor.dtype not in (x.dtype, torch.float32):
+    if activation not in CODES:
+        raise ValueError(f"activation is {activation!r}: choose one of {', '.join(CODES)}")
+    if residual is not None:
+        _checks.same("residual", residual, x)
+
+
+def _vector(name: str, tensor: Tensor | None, shape: tuple[int, ...], x: Tensor) -> Tensor | None:
+    """The tensor as kernels take it, contiguous; ValueError or TypeError unless it has this shape and fits x."""
+    if tensor is None:
+        return None
+    _checks.floating(name, tensor)
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: it must be {shape}")
+    _checks.same_device(name, tensor, x)
+    if tensor.dtype not in (x.dtype, torch.float32):
+        if not torch.is_autocast_enabled(x.device.type):
             raise TypeError(
                 f"{name} is {_checks.short(tensor.dtype)}: pass float32 or x's {_checks.short(x.dtype)}"
             )
+        tensor = tensor.float()  # under autocast a Linear's output is half precision beside a float32 x
+    return tensor.contiguous()
 
 
 def _reference(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    y = torch.empty_like(x).copy_(reference.group_norm_silu(x, num_groups, weight, bias, eps))
-    return (y, *reference.group_statistics(x, num_groups, eps))
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: int,
+    residual: Tensor | None,
+) -> Normed:
+    summed = x.new_empty(0) if residual is None else torch.empty_like(x).copy_(x + residual)
+    x = x if residual is None else summed
+    y = reference.group_norm_silu(
+        x, num_groups, weight, bias, eps, add=add, scale=scale, shift=shift,
+        activation=reference.ACTIVATIONS[activation],
+    )  # fmt: skip
+    return torch.empty_like(x).copy_(y), summed, *reference.group_statistics(x, num_groups, eps, add)
 
 
 def _fake(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = reference.compute_dtype(x.dtype)
-    mean, rstd = (x.new_empty((x.shape[0], num_groups), dtype=dtype) for _ in range(2))
-    return torch.empty_like(x), mean, rstd
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, ctx.num_groups, weight, bias, ctx.eps = inputs
-    _, mean, rstd = output
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, weight, bias, mean, rstd)
-
-
-def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> Gradients:
-    x, weight, bias, mean, rstd = ctx.saved_tensors
-    if torch.is_grad_enabled():  # a gradient of the gradient is wanted: differentiate the formula
-        return _composed(ctx, x, weight, bias, grad)
-    wide, (batch, channels) = mean.dtype, x.shape[:2]
-    xw, scale = x.to(wide), None if weight is None else weight.to(wide)
-    normed = _normalised(xw, scale, bias, mean, rstd)
-    dz = torch.ops.aten.silu_backward(grad.to(wide), normed)
-    needs = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
-    size = x[0, 0].numel() if batch else 0
-    dx, dw, db = torch.ops.aten.native_group_norm_backward(
-        dz.contiguous(), xw.contiguous(), mean, rstd, scale, batch, channels, size, ctx.num_groups, needs
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, *options: Any
+) -> Normed:
+    residual = options[-1]
+    mean, rstd = (
+        x.new_empty((x.shape[0], num_groups), dtype=reference.compute_dtype(x.dtype)) for _ in range(2)
     )
-    return (
-        dx.to(x.dtype) if needs[0] else None,
-        None,
-        dw.to(weight.dtype) if needs[1] else None,
-        db.to(bias.dtype) if needs[2] else None,
-        None,
-    )
-
-
-def _normalised(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor) -> Tensor:
-    """What went into silu: (x - mean)*rstd*weight + bias, as x*scale + shift in one pass. mean, rstd: [B, groups]."""
-    per_group = x.shape[1] // mean.shape[1]
-    mean, rstd = (t.double().repeat_interleave(per_group, dim=1) for t in (mean, rstd))
-    scale = rstd if weight is None else rstd * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    shape = (*x.shape[:2], *(1,) * (x.dim() - 2))
-    return torch.addcmul(shift.to(x.dtype).view(shape), x, scale.to(x.dtype).view(shape))
-
-
-def _composed(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, grad: Tensor) -> Gradients:
-    """The gradients by autograd through the reference, themselves differentiable."""
-    y = reference.group_norm_silu(x, ctx.num_groups, weight, bias, ctx.eps)
-    tensors = [x, weight, bias]
-    wanted = [t for t, i in zip(tensors, (0, 2, 3), strict=True) if t is not None and ctx.needs_input_grad[i]]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-    dx, dw, db = (next(found) if ctx.needs_input_grad[i] else None for i in (0, 2, 3))
-    return dx, None, dw, db, None
+    return torch.empty_like(x), x.new_empty(0) if residual is None else torch.empty_like(x), mean, rstd
 
 
 OVERLOADS = define(
-    "group_norm_silu(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
+    "group_norm_silu(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? add, Tensor? scale, "
+    "Tensor? shift, int activation, Tensor? residual) -> (Tensor, Tensor, Tensor, Tensor)",
     _reference,
     _fake,
 )
-differentiate("group_norm_silu", _backward, _setup)
+differentiate("group_norm_silu", backward, setup_context)
 NATIVE = OVERLOADS["cpp"]

@@ -1,0 +1,141 @@
+"""The gradient of group_norm_silu: one op for the large tensor, and small sums for everything else.
+
+Kept for it: x (or x + residual as rounded), the statistics, and the vectors of one value a channel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff import backend, reference
+from fastdiff.errors import BackendError
+from fastdiff.ops import _checks
+from fastdiff.ops._register import define
+
+Gradients = tuple[Tensor | None, ...]
+NAMES = ("x", "num_groups", "weight", "bias", "eps", "add", "scale", "shift", "activation", "residual")
+VECTORS = ("weight", "bias", "add", "scale", "shift")
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Keeps what the backward needs and no more."""
+    given = dict(zip(NAMES, inputs, strict=True))
+    _, summed, mean, rstd = output
+    fused = given["residual"] is not None
+    ctx.mark_non_differentiable(*((mean, rstd) if fused else (summed, mean, rstd)))
+    ctx.set_materialize_grads(False)
+    ctx.num_groups, ctx.eps, ctx.activation = given["num_groups"], given["eps"], given["activation"]
+    ctx.save_for_backward(summed if fused else given["x"], mean, rstd, *(given[n] for n in VECTORS))
+
+
+def backward(ctx: Any, grad: Tensor | None, grad_summed: Tensor | None, *_: Tensor | None) -> Gradients:
+    """Gradients of the inputs, in the order of the schema."""
+    needs = dict(zip(NAMES, ctx.needs_input_grad, strict=True))
+    found: dict[str, Tensor | None] = {}
+    if grad is not None:
+        x, mean, rstd, *tensors = ctx.saved_tensors
+        vectors = dict(zip(VECTORS, tensors, strict=True))
+        if torch.is_grad_enabled():  # a gradient of the gradient is wanted: differentiate the formula
+            found = _through_the_formula(ctx, needs, x, vectors, grad)
+        else:
+            dx, sums = _kernel(ctx, grad, x, mean, rstd, vectors)
+            found = {"x": dx, **_from_sums(sums, needs, vectors)}
+    if grad_summed is not None:
+        through = found.get("x")
+        found["x"] = grad_summed if through is None else through + grad_summed
+    found["residual"] = found.get("x")
+    return tuple(found.get(name) if needs[name] else None for name in NAMES)
+
+
+def _kernel(
+    ctx: Any, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, vectors: dict[str, Tensor | None]
+) -> tuple[Tensor, Tensor]:
+    """(dx, sums) on the backend that has the kernel for x."""
+    try:
+        name = backend.select("group_norm_silu_backward", x.device.type, x.dtype)
+    except BackendError:
+        name = "reference"
+    weight, bias, add, scale, shift = (vectors[n] for n in VECTORS)
+    grad = _checks.laid_out_like(grad, x)
+    code = ctx.activation
+    arguments = (grad, x, ctx.num_groups, weight, bias, mean, rstd, add, scale, shift, code)
+    found: tuple[Tensor, Tensor] = (
+        _reference(*arguments) if name == "reference" else OVERLOADS[name](*arguments)
+    )
+    return found
+
+
+def _from_sums(
+    sums: Tensor, needs: dict[str, bool], vectors: dict[str, Tensor | None]
+) -> dict[str, Tensor | None]:
+    """The vectors' gradients from sums [3, B, C]: over the pixels, of dz, of dz*xhat and of the unrounded dx."""
+    dz, dz_xhat, dx = sums.unbind()
+    weight, bias, scale = (
+        None if (t := vectors[n]) is None else t.to(sums.dtype) for n in ("weight", "bias", "scale")
+    )
+    found: dict[str, Tensor | None] = {"add": dx, "shift": dz}
+    if needs["scale"]:
+        normed = dz_xhat if weight is None else weight * dz_xhat
+        found["scale"] = normed if bias is None else normed + bias * dz
+    if needs["weight"]:
+        found["weight"] = (dz_xhat if scale is None else dz_xhat + scale * dz_xhat).sum(0)
+    if needs["bias"]:
+        found["bias"] = (dz if scale is None else dz + scale * dz).sum(0)
+    return {
+        n: found[n].to(t.dtype) if needs[n] and (t := vectors[n]) is not None else None  # type: ignore[union-attr]
+        for n in VECTORS
+    }
+
+
+def _through_the_formula(
+    ctx: Any, needs: dict[str, bool], x: Tensor, vectors: dict[str, Tensor | None], grad: Tensor
+) -> dict[str, Tensor | None]:
+    """The gradients by autograd through the reference, themselves differentiable."""
+    weight, bias, add, scale, shift = (vectors[n] for n in VECTORS)
+    y = reference.group_norm_silu(
+        x, ctx.num_groups, weight, bias, ctx.eps, add=add, scale=scale, shift=shift,
+        activation=reference.ACTIVATIONS[ctx.activation],
+    )  # fmt: skip
+    tensors = {"x": x, **vectors}
+    wanted = [
+        n for n, t in tensors.items() if t is not None and (needs[n] or (n == "x" and needs["residual"]))
+    ]
+    found = torch.autograd.grad(
+        y, [t for n in wanted if (t := tensors[n]) is not None], grad, create_graph=True
+    )
+    return dict(zip(wanted, found, strict=True))
+
+
+def _reference(
+    grad: Tensor,
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: int,
+) -> tuple[Tensor, Tensor]:
+    dx, sums = reference.group_norm_silu_backward(
+        grad, x, num_groups, weight, bias, mean, rstd, add=add, scale=scale, shift=shift,
+        activation=reference.ACTIVATIONS[activation],
+    )  # fmt: skip
+    return torch.empty_like(x).copy_(dx), sums
+
+
+def _fake(grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty((3, *x.shape[:2]), dtype=reference.compute_dtype(x.dtype))
+
+
+OVERLOADS = define(
+    "group_norm_silu_backward(Tensor grad, Tensor x, int num_groups, Tensor? weight, Tensor? bias, Tensor mean, "
+    "Tensor rstd, Tensor? add, Tensor? scale, Tensor? shift, int activation) -> (Tensor, Tensor)",
+    _reference,
+    _fake,
+)
