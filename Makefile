@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --quiet
 BUILD_INPUTS := pyproject.toml setup.py fastdiff/_build.py $(shell find csrc -type f 2>/dev/null)
 PYTEST_ARGS ?=
 
-.PHONY: help demo test lint format env bench clean distclean
+.PHONY: help demo test lint format env bench speed clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo 'make lint     ruff, mypy and clang-format, changing nothing'
 	@echo 'make format   let ruff and clang-format rewrite the sources'
 	@echo 'make bench    the CPU benchmark and the convergence table'
+	@echo 'make speed    the ops against their own times of the last run here (fails where one got 25 % slower)'
 	@echo 'make env      what is built and which backend each op uses'
 	@echo 'make clean    remove what was built; make distclean also removes $(VENV)'
 
@@ -44,6 +45,11 @@ env: $(VENV)/.installed
 bench: $(VENV)/.installed $(VENV)/.test-tools
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/convergence.py
+
+speed: $(VENV)/.installed $(VENV)/.test-tools
+	$(BIN)/python -m pytest -o addopts= -q benchmarks/test_speed.py --benchmark-only --benchmark-autosave \
+		--benchmark-columns=min,median \
+		$(if $(wildcard .benchmarks/*/*.json),--benchmark-compare --benchmark-compare-fail=min:25%)
 
 CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
