@@ -44,6 +44,8 @@ X86_LEVELS = {
         "-mprefer-vector-width=512",
     ],
 }  # fmt: skip
+LEVEL_SOURCES = {"level": [], "level_exact": ["-ffp-contract=off"]}
+"""What is compiled once a level, the second where every rounding is specified."""
 CUDA_ARCHITECTURES = ("80", "90")
 """Machine code for these; PTX of the last, which the driver compiles for GPUs newer than it."""
 
@@ -135,15 +137,16 @@ def cpu_units(folder: Path, torch: Torch, compiler: str) -> list[Unit]:
     levels = {"generic": [], **(X86_LEVELS if is_x86() else {})}
     found = [
         Unit(
-            folder / "level.cpp",
-            f"level_{name}",
-            (compiler, *COMMON, *KERNEL, *flags, f"-DFASTDIFF_LEVEL={name}"),
+            folder / f"{source}.cpp",
+            f"{source}_{name}",
+            (compiler, *COMMON, *KERNEL, *flags, *extra, f"-DFASTDIFF_LEVEL={name}"),
         )
+        for source, extra in LEVEL_SOURCES.items()
         for name, flags in levels.items()
     ]
     choice = ["-DFASTDIFF_X86_LEVELS"] if is_x86() else []
     for source in sorted(folder.glob("*.cpp")):
-        if source.name != "level.cpp":
+        if source.stem not in LEVEL_SOURCES:
             command = (compiler, *COMMON, "-O2", *ABI, *choice, *torch.includes)
             found.append(Unit(source, source.stem, command))
     return found

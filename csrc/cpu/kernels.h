@@ -21,6 +21,22 @@ struct AddNoise {
     int64_t sample_size;
 };
 
+// x = alpha*x0 + sigma*noise and velocity = alpha*noise - sigma*x0 for elements [begin, end), x0, x, velocity
+// and noise being of `dtype`. drawn: float32, the noise of those elements, drawn[0] being that of `begin`; it
+// is rounded to dtype, used as rounded, and written to noise. Without drawn, noise is read. velocity, x may
+// be null (without x, the drawn noise is only written).
+struct QSample {
+    const void* x0;
+    void* noise;
+    void* x;
+    void* velocity;
+    Dtype dtype;
+    const float* alpha;
+    const float* sigma;
+    int64_t alpha_step, sigma_step;
+    int64_t sample_size;
+};
+
 // One row of a plan over dense memory, read and written element by element:
 //   value = w*clamp(p*x + g*output + g_uncond*uncond) + u*x     (with bound, the clamped is divided by it)
 // and x_next, input as in fastdiff/ops/solver_step.py. A pointer is null where the row does not read or write
@@ -76,12 +92,19 @@ struct GroupNormSilu {
 // Each works on the half-open range [begin, end) of what it is parallel over.
 struct Kernels {
     const char* name;
-    void (*add_noise)(const AddNoise&, int64_t begin, int64_t end);                   // elements
-    void (*solver_step)(const SolverStep&, int64_t begin, int64_t end);               // elements
-    void (*group_norm_silu)(const GroupNormSilu&, int64_t begin, int64_t end);        // (sample, group)
-    void (*channels_last_moments)(const GroupNormSilu&, int64_t begin, int64_t end);  // (sample, chunk)
-    void (*channels_last_groups)(const GroupNormSilu&, int64_t begin, int64_t end);   // (sample, group)
-    void (*channels_last_apply)(const GroupNormSilu&, int64_t begin, int64_t end);    // (sample, chunk)
+    void (*add_noise)(const AddNoise&, int64_t begin, int64_t end);                    // elements
+    void (*q_sample)(const QSample&, const float* drawn, int64_t begin, int64_t end);  // elements
+    void (*solver_step)(const SolverStep&, int64_t begin, int64_t end);                // elements
+    void (*group_norm_silu)(const GroupNormSilu&, int64_t begin, int64_t end);         // (sample, group)
+    void (*channels_last_moments)(const GroupNormSilu&, int64_t begin, int64_t end);   // (sample, chunk)
+    void (*channels_last_groups)(const GroupNormSilu&, int64_t begin, int64_t end);    // (sample, group)
+    void (*channels_last_apply)(const GroupNormSilu&, int64_t begin, int64_t end);     // (sample, chunk)
+    // The next 624 words of mt19937, not yet tempered, in place of the last.
+    void (*mt19937_advance)(uint32_t* words);
+    // torch.randn's values from untempered words, 16 a block.
+    void (*normal_blocks)(const uint32_t* words, int64_t blocks, float* out);
+    // Values [first, first + count) of a stream of fastdiff/counter.py.
+    void (*counter_normal)(uint64_t seed, uint64_t stream, int64_t first, int64_t count, float* out);
 };
 
 // The table in use: the widest level that this processor has, unless FASTDIFF_ISA or fastdiff_set_isa says

@@ -2,7 +2,10 @@
 // may leave a symbol that another file could share (no standard library, all in the level's own namespace):
 // the linker might keep the copy that this processor cannot run.
 #include "add_noise.h"
+#include "counter.h"
 #include "group_norm_silu.h"
+#include "normal.h"
+#include "q_sample.h"
 #include "solver_step.h"
 
 #define FASTDIFF_STRING_OF(x) #x
@@ -15,11 +18,15 @@ extern const Kernels table;
 const Kernels table = {
     FASTDIFF_STRING(FASTDIFF_LEVEL),
     add_noise,
+    q_sample,
     solver_step,
     group_norm_silu,
     channels_last_moments,
     channels_last_groups,
     channels_last_apply,
+    mt19937_advance,
+    normal_blocks,
+    counter_normal,
 };
 
 }  // namespace FASTDIFF_LEVEL
