@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import subprocess
 import sys
 from itertools import product
@@ -16,30 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import emulated
 from add_noise_cases import DTYPES, assert_close
-
-ROOT = Path(__file__).resolve().parents[1]
-TORCH = Path(torch.__file__).parent
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """csrc/cuda as a library for the CPU, its op registered on the CPU key (see cuda_on_cpu/entry.cpp)."""
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("needs the CUDA toolkit for its headers: there is no nvcc on the PATH")
-    out = tmp_path_factory.mktemp("emulated") / "libemulated.so"
-    here = Path(__file__).parent / "cuda_on_cpu"
-    subprocess.run(
-        [nvcc, "-x", "c++", "-std=c++17", "-O1", "-shared", "-cudart", "none"]
-        + ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", str(here / "emulation.h")]
-        + ["-I", str(ROOT / "csrc" / "cuda"), "-isystem", str(TORCH / "include")]
-        + ["-Xcompiler=-fPIC,-Wall,-Wno-unknown-pragmas,-ffp-contract=off", "-Xlinker=-Bsymbolic"]
-        + [*map(str, sorted((ROOT / "csrc" / "cuda").glob("*.cu"))), str(here / "entry.cpp"), "-o", str(out)]
-        + [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"],
-        check=True,
-    )
-    return out
+def library() -> Path:
+    """csrc/cuda as a library for the CPU, its op registered on the CPU key."""
+    return emulated.library()
 
 
 @pytest.fixture(scope="module")
