@@ -1,10 +1,11 @@
 """The CPU ops against what they replace, as ratios taken in one run; every figure stands beside a correctness check.
 
-    python benchmarks/cpu.py [--only step loop norm backward noise draw] [--seconds 4] [--compile] [--out FILE.json]
+    python benchmarks/cpu.py [--only GROUP ...] [--seconds 4] [--compile] [--out FILE.json]
 
 step: solver_step_ against diffusers' DPMSolverMultistepScheduler.step(), for one step of 20 (order 2, data prediction).
 loop: the same for the whole of fastdiff.sample() outside the model, which returns a tensor made before; against
     diffusers' steps alone, and against its set_timesteps() and steps, which do what sample() does.
+guided: a guided row, dynamic thresholding's quantile and guidance rescale's factor against the same in PyTorch.
 norm, backward: group_norm_silu and its gradients against F.silu(F.group_norm(x)), with --compile against Inductor's
     version of it too.
 noise: add_noise, the noise given, against a copy that moves as many bytes.
@@ -24,6 +25,7 @@ from cases import Image, Norm, add_noise_case, backward_case, eager_norm, norm_c
 from fastdiff import native
 from results import RESULTS, save
 from shapes import IMAGES, LATENTS, SD15
+from solver_cases import bound_case, gain_case, row_case
 from timing import Case, timed
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -50,12 +52,15 @@ def cases(compiled: bool) -> dict[str, Callable[[], Iterator[Case]]]:
         "loop": lambda: (loop_case(shape, steps) for shape in sizes for steps in (20, 50)),
         "norm": lambda: (norm_case(image, peers) for image in images()),
         "backward": lambda: (backward_case(image, peers) for image in images()),
+        "guided": lambda: (
+            make(Image(shape)) for make in (row_case, bound_case, gain_case) for shape in sizes
+        ),
         "noise": lambda: (add_noise_case(Image(shape)) for shape in sizes),
         "draw": lambda: (q_sample_case(Image(shape, dtype)) for dtype in DTYPES for shape in sizes),
     }
 
 
-GROUPS = ("step", "loop", "norm", "backward", "noise", "draw")
+GROUPS = ("step", "loop", "guided", "norm", "backward", "noise", "draw")
 SHARE = {"norm": 0.25, "backward": 0.25}
 """There are many of these: each gets this part of --seconds."""
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fastdiff import backend
 from gpu_table import Table, parser
 from gpu_timing import measured
 from shapes import IMAGES, SD15, SDXL, VAE, VIDEO, XL_LATENTS, Shape
+from solver_cases import bound_case, gain_case, row_case
 from timing import Case, Timed
 
 BACKENDS = ("cuda", "triton")
@@ -83,23 +85,30 @@ def norms(table: Table, shapes: tuple[Shape, ...]) -> None:
         with backend.use(name):
             notes = {"backend": name}
             for way in ("hot", "cold"):
-                table.add(f"norm {image}", lambda i=image: norm_case(i, only(found, i)), way, notes)
+                table.add(f"norm {image}", partial(norm_case, image, only(found, image)), way, notes)
             table.add(
                 f"backward {image}",
-                lambda i=image: backward_case(i, {"eager": eager_norm}),
+                partial(backward_case, image, {"eager": eager_norm}),
                 "launched",
                 notes,
             )
 
 
 def others(table: Table, shapes: tuple[Shape, ...]) -> None:
-    """Noise given and drawn, in two dtypes."""
+    """The other ops, in the dtypes of training and of sampling."""
+    makers: dict[str, tuple[Callable[[Image], Case], str]] = {
+        "noise": (add_noise_case, "hot"),
+        "draw": (q_sample_case, "launched"),  # a generator's offset would stand still in a graph
+        "row": (row_case, "hot"),
+        "bound": (bound_case, "hot"),
+        "gain": (gain_case, "hot"),
+    }
     both = (torch.float32, torch.bfloat16)
     for shape, dtype, name in itertools.product(shapes, both, usable(table.device)):
         image = Image(shape, dtype, "contiguous", table.device)
         with backend.use(name):
-            table.add(f"noise {image}", lambda i=image: add_noise_case(i), "hot", {"backend": name})
-            table.add(f"draw {image}", lambda i=image: q_sample_case(i), "launched", {"backend": name})
+            for title, (make, way) in makers.items():
+                table.add(f"{title} {image}", partial(make, image), way, {"backend": name})
 
 
 def compiled(table: Table, shapes: tuple[Shape, ...]) -> None:

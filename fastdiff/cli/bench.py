@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-GROUPS = ("step", "loop", "norm", "backward", "noise", "draw")
+GROUPS = ("step", "loop", "guided", "norm", "backward", "noise", "draw")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
