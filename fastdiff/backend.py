@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 KERNELS: dict[str, dict[str, frozenset[torch.dtype]]] = {
     "add_noise": {"cpp": FLOATS, "triton": FLOATS, "cuda": FLOATS},
+    "q_sample": {"cpp": FLOATS},
+    "randn_like": {"cpp": FLOATS},
     "group_norm_silu": {"cpp": FLOATS},
     "group_norm_silu_backward": {},
     "dynamic_bound": {},
@@ -128,7 +130,8 @@ def refusal(op: str, name: str, device_type: str, dtype: torch.dtype) -> str | N
         return f"{name} has no {op} kernel for {str(dtype).removeprefix('torch.')}"
     if not serves(name, device_type):
         return f"{name} does not work on {device_type} tensors"
-    return unavailable(name)
+    reason = unavailable(name)
+    return f"{name} cannot run here ({reason})" if reason else None
 
 
 def _ask(name: str | None) -> None:

@@ -34,7 +34,7 @@ def _checked(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Te
     """add_noise with every check, conversion and copy, on whichever backend takes it."""
     _checks.floating("x0", x0)
     _checks.same("noise", noise, x0)
-    alpha, sigma = _level("alpha", alpha, x0), _level("sigma", sigma, x0)
+    alpha, sigma = per_level("alpha", alpha, x0), per_level("sigma", sigma, x0)
     name = backend.select("add_noise", x0.device.type, x0.dtype)
     if name == "reference":
         return reference.add_noise(x0, noise, alpha, sigma)
@@ -42,7 +42,7 @@ def _checked(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Te
     return OVERLOADS[name](x0, _checks.laid_out_like(noise, x0), alpha, sigma)
 
 
-def _level(name: str, value: float | Tensor, x0: Tensor) -> Tensor:
+def per_level(name: str, value: float | Tensor, x0: Tensor) -> Tensor:
     """value as [1] or [B] in the compute dtype."""
     dtype = reference.compute_dtype(x0.dtype)
     if not isinstance(value, Tensor):
@@ -76,13 +76,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         for need, level in zip(needs[:2], (alpha, sigma), strict=True)
     ]
     levels = [
-        _reduced(wide * data.to(wide.dtype), level) if need and data is not None else None
+        summed(wide * data.to(wide.dtype), level) if need and data is not None else None
         for need, data, level in zip(needs[2:], (x0, noise), (alpha, sigma), strict=True)
     ]
     return (*scaled, *levels)
 
 
-def _reduced(product: Tensor, level: Tensor) -> Tensor:
+def summed(product: Tensor, level: Tensor) -> Tensor:
     """The sum over each sample, or over everything where the level is shared."""
     if level.shape[0] == 1:
         return product.sum().reshape(1)

@@ -1,0 +1,119 @@
+"""Drawing from a torch.Generator inside a kernel: the generator's state goes through the op, and back."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff import backend, native, reference
+from fastdiff.ops._register import define
+
+FEWEST = 2048
+"""Values below which torch.randn is quicker than carrying the state of a CPU generator to and fro."""
+
+_lock = threading.Lock()  # of every generator: held from reading its state to writing it
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # a thread that held it is not here to let go
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def draw(
+    op: str,
+    like: Tensor,
+    generator: torch.Generator | None,
+    call: Callable[[str, Tensor], tuple[Tensor, ...]],
+) -> tuple[Tensor, ...] | None:
+    """call(backend, state), without its last result: the state afterwards, which the generator receives (torch's global
+    one of like's device if None). None where torch.randn must or had better draw: then nothing was drawn."""
+    if torch.compiler.is_compiling():
+        return None
+    source = generator or default_generator(like.device)
+    name = None if source is None else kernel(op, like, source)
+    if source is None or name is None:
+        return None
+    with _lock:
+        before = source.get_state()
+        *made, after = call(name, before)
+        if not _same(source.get_state(), before):
+            return None  # another thread drew from it by torch's own functions, meanwhile
+        source.set_state(after)
+    return tuple(made)
+
+
+def kernel(op: str, like: Tensor, generator: torch.Generator) -> str | None:
+    """The backend whose kernel of `op` draws noise like `like` from the generator, or None for torch.randn."""
+    if generator.device != like.device or (like.is_cpu and like.numel() < FEWEST):
+        return None
+    if type(like) not in (Tensor, torch.nn.Parameter) or torch._C._are_functorch_transforms_active():
+        return None
+    if like.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None  # torch registers the generator with the graph, so that each replay draws anew
+    name = backend.select(op, like.device.type, like.dtype)
+    if name == "reference" or distrust(name, like.device, like.dtype):
+        return None
+    return name
+
+
+def default_generator(device: torch.device) -> torch.Generator | None:
+    """torch's global generator of this device, or None for a kind that kernels do not draw on."""
+    if device.type == "cpu":
+        return torch.default_generator
+    if device.type == "cuda":
+        torch.cuda.init()
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[index]
+    return None
+
+
+def distrust(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels of backend `name` may not draw in place of torch.randn, or None: compared once, bit by bit."""
+    if name == "triton" and device.type == "cpu":
+        return "the triton kernels draw as torch.randn does on a GPU"
+    level = native.isa() if name == "cpp" else ""
+    if level == "generic":
+        return "torch.randn is quicker than the generic C++ kernels"
+    return _compared(name, device, dtype, level)
+
+
+@functools.cache
+def _compared(name: str, device: torch.device, dtype: torch.dtype, level: str) -> str | None:
+    """Draws several sizes from one generator by the kernel and from its twin by torch.randn. level: a key only."""
+    sizes = (15, 16, 17, 31, 640, 5003, 70_001) if device.type == "cpu" else (1, 1000, 70_001, 2_000_003)
+    ours, theirs = (torch.Generator(device).manual_seed(20) for _ in range(2))
+    for size in sizes:
+        like = torch.empty(size, dtype=dtype, device=device)
+        drawn, after = OVERLOADS[name](like, ours.get_state(), None, 0)
+        ours.set_state(after)
+        expected = torch.randn(size, generator=theirs, dtype=dtype, device=device)
+        if not (torch.equal(drawn, expected) and _same(ours.get_state(), theirs.get_state())):
+            return f"{name} does not draw torch.randn's bits: not {size} values of {dtype} on {device.type}"
+    return None
+
+
+def _same(state: Tensor, other: Tensor) -> bool:
+    """Whether two states of generators are equal, but for what lies between the fields of a CPU one."""
+    return torch.equal(state[:5044], other[:5044])
+
+
+def _fake(x: Tensor, state: Tensor | None, seeds: Tensor | None, stream: int) -> tuple[Tensor, Tensor]:
+    noise = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return noise, x.new_empty(0, dtype=torch.uint8) if state is None else torch.empty_like(state)
+
+
+OVERLOADS: dict[str, Any] = define(
+    "randn_like(Tensor x, Tensor? state, Tensor? seeds, int stream) -> (Tensor noise, Tensor state)",
+    reference.randn_like,
+    _fake,
+)
