@@ -96,15 +96,9 @@ def add_noise(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor
 
 
 def q_sample(
-    x0: Tensor,
-    noise: Tensor | None,
-    alpha: Tensor,
-    sigma: Tensor,
-    state: Tensor | None,
-    seeds: Tensor | None,
-    stream: int,
-    velocity: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x0: Tensor, noise: Tensor | None, alpha: Tensor, sigma: Tensor, state: Tensor | None, seeds: Tensor | None,
+    stream: int, velocity: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """x = alpha*x0 + sigma*noise; the noise if it was drawn (else empty); alpha*noise - sigma*x0 if velocity (else
     empty); the generator's state afterwards (empty without one). noise given, or drawn as by randn_like."""
     drawn, after = x0.new_empty(0), x0.new_empty(0, dtype=torch.uint8)
