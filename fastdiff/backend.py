@@ -28,7 +28,7 @@ KERNELS: dict[str, dict[str, frozenset[torch.dtype]]] = {
     "group_norm_silu_backward": {},
     "dynamic_bound": {},
     "rescale_gain": {},
-    "solver_step": {"cpp": frozenset({torch.float32})},
+    "solver_step": {"cpp": frozenset({torch.float32}), "cuda": frozenset({torch.float32})},
 }
 """op -> backend -> the dtypes it has a kernel for. The reference takes everything."""
 

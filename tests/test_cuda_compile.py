@@ -6,10 +6,12 @@ import ctypes
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
+import compiled
 import sass
 from fastdiff import _build
 
@@ -20,31 +22,54 @@ CUDA_TORCH_ONLY = (
 )
 """What the library takes from torch's CUDA half: all of it is in torch 2.10 and later."""
 
+
+class Design(NamedTuple):
+    """instances: how many of the template there are, wide of them with so many 128-bit loads and stores at least;
+    threads: how many an SM is to hold at once."""
+
+    instances: int
+    threads: int
+    wide: int = 0
+    loads: int = 0
+    stores: int = 0
+
+
+DESIGNS = {
+    "add_noise_rows": Design(3, threads=1536, wide=3, loads=4, stores=2),
+    "add_noise_elements": Design(3, threads=1536),
+    # by vectors or elements, noise given or drawn. loads: x, both outputs, anchor, history, noise, mask, what is known
+    # and its noise; stores: x_next, value, anchor, input and its twin
+    "solver_step_kernel": Design(4, threads=1024, wide=2, loads=11, stores=5),
+}
+
 needs_nvcc = pytest.mark.skipif(_build.find_nvcc() is None, reason="needs the CUDA toolkit: there is no nvcc")
 pytestmark = needs_nvcc
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _build.build("cuda", tmp_path_factory.mktemp("cuda"))
+@pytest.fixture
+def library() -> Path:
+    return compiled.library()
 
 
 @pytest.mark.parametrize("arch", _build.CUDA_ARCHITECTURES)
-def test_no_spills(library: Path, arch: str) -> None:
-    kernels = sass.read(library, f"sm_{arch}")
-    assert len(kernels) == 6  # rows and elements, in three dtypes
-    for kernel in kernels:
-        sass.assert_no_spills(kernel, registers=40)
+def test_nothing_spills(arch: str) -> None:
+    for kernel in compiled.kernels(arch):
+        sass.assert_no_spills(kernel, registers=255)
 
 
 @pytest.mark.parametrize("arch", _build.CUDA_ARCHITECTURES)
-def test_128_bit_accesses(library: Path, arch: str) -> None:
-    """Two vectors of either input, and of the output, a thread."""
-    rows = [kernel for kernel in sass.read(library, f"sm_{arch}") if "add_noise_rows" in kernel.name]
-    assert len(rows) == 3
-    for kernel in rows:
-        assert kernel.count("LDG.E.128") == 4, kernel
-        assert kernel.count("STG.E.128") == 2, kernel
+@pytest.mark.parametrize("kernel", DESIGNS)
+def test_design(kernel: str, arch: str) -> None:
+    """As many registers as the occupancy it was written for leaves a thread, and 128-bit accesses."""
+    design = DESIGNS[kernel]
+    found = compiled.named(arch, kernel)
+    assert len(found) == design.instances
+    for instance in found:
+        assert instance.registers <= 65536 // design.threads // 8 * 8, instance
+    wide = [
+        k for k in found if k.count("LDG.E.128") >= design.loads and k.count("STG.E.128") >= design.stores
+    ]
+    assert len(wide) >= design.wide, found
 
 
 def test_newer_gpus_find_ptx(library: Path) -> None:
@@ -69,7 +94,7 @@ has = torch._C._dispatch_has_kernel_for_dispatch_key
 assert not has("fastdiff::add_noise", "CUDA")
 ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
 torch.ops.load_library(sys.argv[2])
-assert has("fastdiff::add_noise", "CUDA")
+assert has("fastdiff::add_noise", "CUDA") and has("fastdiff::solver_step_", "CUDA")
 """
 
 

@@ -28,11 +28,14 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
     return __float2bfloat16_rn(x);
 }
 
-// Copied as a whole it is one 128-bit access, which the compiler may only emit because of the alignment.
-template <typename T>
-struct alignas(kVectorBytes) Vector {
-    static constexpr int kLanes = kVectorBytes / sizeof(T);
-    T lane[kLanes];
+// Copied as a whole it is one access, which the compiler may only emit because of the alignment.
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Pack {
+    static constexpr int kLanes = N;
+    T lane[N];
 };
+
+template <typename T>
+using Vector = Pack<T, kVectorBytes / sizeof(T)>;  // 128 bits
 
 }  // namespace fastdiff::cuda
