@@ -20,20 +20,42 @@ NAMES = ("x", "num_groups", "weight", "bias", "eps", "add", "scale", "shift", "a
 VECTORS = ("weight", "bias", "add", "scale", "shift")
 
 
+class Recorded(torch.autograd.Function):
+    """The op with its gradient, for eager mode: the dispatcher's own way to it costs 30 microseconds more a call."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        """arguments: the schema's, and the overload to call."""
+        *inputs, op = arguments
+        with torch._C._AutoDispatchBelowAutograd():
+            output: tuple[Tensor, ...] = op(*inputs)
+        setup_context(ctx, tuple(inputs), output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
+        """The gradients of the arguments."""
+        return (*backward(ctx, *grads), None)
+
+
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Keeps what the backward needs and no more."""
-    given = dict(zip(NAMES, inputs, strict=True))
+    x, ctx.num_groups, weight, bias, ctx.eps, add, scale, shift, ctx.activation, residual = inputs
     _, summed, mean, rstd = output
-    fused = given["residual"] is not None
-    ctx.mark_non_differentiable(*((mean, rstd) if fused else (summed, mean, rstd)))
+    if residual is None:
+        ctx.mark_non_differentiable(summed, mean, rstd)
+    else:
+        ctx.mark_non_differentiable(mean, rstd)
     ctx.set_materialize_grads(False)
-    ctx.num_groups, ctx.eps, ctx.activation = given["num_groups"], given["eps"], given["activation"]
-    ctx.save_for_backward(summed if fused else given["x"], mean, rstd, *(given[n] for n in VECTORS))
+    kept = x if residual is None else summed
+    ctx.save_for_backward(kept, mean, rstd, weight, bias, add, scale, shift)
 
 
-def backward(ctx: Any, grad: Tensor | None, grad_summed: Tensor | None, *_: Tensor | None) -> Gradients:
+def backward(
+    ctx: Any, grad: Tensor | None, grad_summed: Tensor | None = None, *_: Tensor | None
+) -> Gradients:
     """Gradients of the inputs, in the order of the schema."""
-    needs = dict(zip(NAMES, ctx.needs_input_grad, strict=True))
+    needs = dict(zip(NAMES, ctx.needs_input_grad, strict=False))
     found: dict[str, Tensor | None] = {}
     if grad is not None:
         x, mean, rstd, *tensors = ctx.saved_tensors

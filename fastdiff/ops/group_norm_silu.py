@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from fastdiff import backend, reference
 from fastdiff.ops import _checks
-from fastdiff.ops._group_norm_silu_grad import backward, setup_context
+from fastdiff.ops._group_norm_silu_grad import Recorded, backward, setup_context
 from fastdiff.ops._register import define, differentiate
 
 Normed = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -40,14 +41,9 @@ def group_norm_silu(
     ValueError or TypeError for what does not fit together.
     """
     try:  # the kernel checks all it reads, at a fraction of the cost
-        if _direct(x, weight, bias, add, scale, shift):
+        if _is_direct(x, weight, bias, add, scale, shift):
             code = CODES[activation]
-            if _records(x, weight, bias, add, scale, shift):
-                return NATIVE(x, num_groups, weight, bias, eps, add, scale, shift, code, None)[0]
-            with (
-                torch._C._AutoDispatchBelowAutograd()
-            ):  # half of a small call's time is autograd finding no work
-                return NATIVE(x, num_groups, weight, bias, eps, add, scale, shift, code, None)[0]
+            return _run(NATIVE, x, num_groups, weight, bias, eps, add, scale, shift, code, None)[0]
     except (AttributeError, KeyError, RuntimeError, TypeError):
         pass
     return _checked(x, num_groups, weight, bias, eps, add, scale, shift, activation, None)[0]
@@ -76,9 +72,9 @@ def add_group_norm_silu(
     return summed, y
 
 
-def _direct(*tensors: Tensor | None) -> bool:
+def _is_direct(*tensors: Tensor | None) -> bool:
     """Whether the C++ kernel may be called unchecked: it was chosen before, and every tensor is on the CPU."""
-    if not backend.is_direct("group_norm_silu") or torch.compiler.is_compiling():
+    if not backend.is_direct("group_norm_silu") or torch.compiler.is_compiling() or _transformed():
         return False
     for tensor in tensors:  # noqa: SIM110 - a generator costs more
         if tensor is not None and not tensor.is_cpu:
@@ -86,14 +82,21 @@ def _direct(*tensors: Tensor | None) -> bool:
     return True
 
 
-def _records(*tensors: Tensor | None) -> bool:
-    """Whether autograd has something to record, or (inference mode) is out of the way already."""
-    if not torch.is_grad_enabled():
-        return torch.is_inference_mode_enabled()
-    for tensor in tensors:  # noqa: SIM110 - a generator costs more
-        if tensor is not None and tensor.requires_grad:
-            return True
-    return False
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: they see through PyTorch's own operations only."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def _run(op: OpOverload, *arguments: Any) -> Normed:
+    """op(*arguments), recorded if a gradient is wanted, past the dispatcher's slower ways of finding that out."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        outputs: Normed = op(*arguments)
+    elif torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        outputs = Recorded.apply(*arguments, op)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = op(*arguments)
+    return outputs
 
 
 def _checked(
@@ -117,7 +120,7 @@ def _checked(
     )
     name = backend.select("group_norm_silu", x.device.type, x.dtype)
     optional = any(t is not None for t in (add, scale, shift, residual)) or activation != "silu"
-    if name == "reference" or (name == "cpp" and optional):
+    if name == "reference" or (name == "cpp" and optional) or _transformed():
         summed = x if residual is None else x + residual
         y = reference.group_norm_silu(
             summed, num_groups, weight, bias, eps, add=add, scale=scale, shift=shift, activation=activation
@@ -125,19 +128,20 @@ def _checked(
         return y, summed
     x = _plain(x)
     residual = None if residual is None else _checks.laid_out_like(residual, x)
-    arguments = (x, num_groups, weight, bias, eps, add, scale, shift, CODES[activation], residual)
-    if torch.compiler.is_compiling():
-        return OVERLOADS[name](*arguments)[:2]
-    with _checks.refusals():
-        y, summed, _, _ = OVERLOADS[name](*arguments)
+    code = CODES[activation]
+    y, summed, _, _ = _run(
+        OVERLOADS[name], x, num_groups, weight, bias, eps, add, scale, shift, code, residual
+    )
     return y, summed
 
 
 def _plain(x: Tensor) -> Tensor:
     """x itself if dense with each channel's pixels together or each pixel's channels, else a contiguous copy."""
-    if x.is_contiguous() or (_checks.is_dense(x) and x.stride(1) in (1, x[:1, :1].numel())):
+    if x.is_contiguous() or x.movedim(1, -1).is_contiguous():
         return x
-    return x.contiguous()
+    if torch.compiler.is_compiling():  # with sizes unknown it cannot sort strides
+        return x.contiguous()
+    return x if _checks.is_dense(x) and x.stride(1) in (1, x[:1, :1].numel()) else x.contiguous()
 
 
 def _check(x: Tensor, num_groups: int, activation: str, residual: Tensor | None) -> None:
