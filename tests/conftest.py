@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastdiff import backend, native
+from fastdiff import backend, models, native
+from fastdiff.cli import main
+from fastdiff.models import checkpoint
+from tiny_model import one_thread, tiny_model
 
 TOLERANCE = {
     torch.float64: 1e-13,
@@ -78,3 +83,37 @@ def poisoned() -> Iterator[None]:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def single_thread() -> Iterator[None]:
+    """Torch on one thread: small models run faster, and bits do not depend on the machine."""
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that runs in milliseconds."""
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    models.save(path, tiny_model(), dtype=torch.float32)
+    return path
+
+
+@pytest.fixture
+def fastdiff(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line in an empty folder with the tiny model as the bundled one: (code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint, "BUNDLED", tiny)
+
+    def command(line: str = "", *more: str) -> tuple[int, str, str]:
+        try:
+            code = main([*shlex.split(line), *more])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,42 +17,8 @@ from PIL import Image
 
 from fastdiff import generate as generating
 from fastdiff import images, models
-from fastdiff.cli import env, main
-from fastdiff.models import checkpoint
-from tiny_model import one_thread, tiny_model
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that runs in milliseconds."""
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    models.save(path, tiny_model(), dtype=torch.float32)
-    return path
-
-
-@pytest.fixture
-def fastdiff(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command line in an empty folder with the tiny model as the bundled one: (code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, "BUNDLED", tiny)
-
-    def command(line: str = "", *more: str) -> tuple[int, str, str]:
-        try:
-            code = main([*shlex.split(line), *more])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return command
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def pixels(path: str) -> np.ndarray:
@@ -291,75 +256,6 @@ def test_forged_recipes_are_one_line(
     assert code == 1 and err.count("\n") == 1 and os.listdir() == ["forged.png"]
 
 
-def test_plan_prints_rows_and_data(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, err = fastdiff(
-        "plan", "--sampler", "heun", "--steps", "4", "--schedule", "karras:sigma_max=15"
-    )
-    assert (code, err) == (0, "") and len(out.splitlines()) == 2 + 7
-    code, out, _ = fastdiff(
-        "plan", "--sampler", "heun", "--steps", "4", "--schedule", "flow:shift=3", "--json"
-    )
-    data = json.loads(out)
-    assert code == 0 and data["model_calls"] == 7 and len(data["levels"]) == 5 and len(data["rows"][0]) == 20
-
-
-def test_plan_draws(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
-    pytest.importorskip("matplotlib")
-    assert fastdiff("plan", "--plot", "levels.png")[0] == 0
-    assert images.read_image("levels.png").shape[0] == 3
-
-
-def test_plot_without_matplotlib_says_so(
-    fastdiff: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    code, out, err = fastdiff("plan", "--plot", "levels.png")
-    assert (code, out) == (1, "") and "pip install matplotlib" in err and os.listdir() == []
-
-
-def test_env_tells_which_backend_and_why(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, _ = fastdiff("env", "--json")
-    report = json.loads(out)
-    assert code == 0 and torch.__version__.startswith(report["versions"]["torch"].split("+")[0])
-    for op in ("solver_step", "add_noise", "group_norm_silu"):
-        assert report["ops"][f"{op} on cpu"]["float32"].split(":")[0] in ("cpp", "reference", "triton")
-    assert "solver_step on cpu" in fastdiff("env")[1]
-
-
-def test_env_prints_when_things_are_broken(
-    fastdiff: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("a line\nanother")
-
-    monkeypatch.setattr(checkpoint, "BUNDLED", Path("none"))
-    for name in ("machine", "ops", "backends", "native_build"):
-        monkeypatch.setattr(env, name, broken)
-    code, out, _ = fastdiff("env")
-    assert code == 0 and out.count("RuntimeError: a line another") == 4 and "torch" in out
-
-
-def test_env_survives_a_broken_torch(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: cannot open')")
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[1])])
-    command = [sys.executable, "-m", "fastdiff", "env"]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0 and "libtorch.so: cannot open" in done.stdout and "numpy" in done.stdout
-
-
-def test_env_survives_a_backend_that_cannot_run() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "fastdiff", "env"],
-        env={**os.environ, "FASTDIFF_BACKEND": "nonsense"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0 and "nonsense" in done.stdout
-
-
 def test_interrupt_exits_130_with_nothing_half_written(tmp_path: Path, tiny: Path) -> None:
     script = (
         "import sys\n"
@@ -395,6 +291,7 @@ def test_help_and_version(fastdiff: Callable[..., tuple[int, str, str]]) -> None
         ["plan", "--help"],
         ["env", "--help"],
         ["train", "--help"],
+        ["bench", "--help"],
     ):
         code, out, _ = fastdiff(*argv)
         assert code == 0 and "usage: fastdiff" in out

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastdiff import __version__
+from fastdiff.cli import explain
 
 PACKAGES = (
     "fastdiff",
@@ -35,12 +36,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         description="Print versions, the machine, what native code is built and which backend each op uses and why.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    explain.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; always succeeds, a part that cannot be told shows its error."""
-    report = collect()
+    """Print the report; a part that cannot be told shows its error. With --explain, what those shapes would run on."""
+    report = explain.report(args) if args.explain else collect()
     print(json.dumps(report, indent=2) if args.json else as_text(report))
     return 0
 
@@ -121,7 +123,7 @@ def backends() -> dict[str, Any]:
 
 
 def ops() -> dict[str, Any]:
-    """op -> device -> dtype -> the backend chosen and why."""
+    """op and device -> dtype -> the backend chosen and why."""
     import torch
 
     from fastdiff import backend
@@ -176,11 +178,22 @@ def as_text(report: dict[str, Any]) -> str:
     lines: list[str] = []
     for section, content in report.items():
         lines += ["", section] if lines else [section]
+        width = max([16, *map(len, content)])
         for name, value in content.items():
             if isinstance(value, dict):
                 lines.append(f"  {name}")
-                lines += [f"    {inner:<14} {text}" for inner, text in value.items()]
+                merged = _merged(value)
+                wide = max([14, *map(len, merged)])
+                lines += [f"    {inner:<{wide}} {text}" for inner, text in merged.items()]
             else:
-                lines.append(f"  {name:<16} {value}")
+                lines.append(f"  {name:<{width}} {value}")
     encoding = sys.stdout.encoding or "ascii"
     return "\n".join(lines).encode(encoding, "replace").decode(encoding)
+
+
+def _merged(values: dict[str, str]) -> dict[str, str]:
+    """The names that share a text as one name."""
+    texts: dict[str, list[str]] = {}
+    for name, text in values.items():
+        texts.setdefault(text, []).append(name)
+    return {", ".join(names): text for text, names in texts.items()}
