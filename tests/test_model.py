@@ -74,8 +74,8 @@ def test_modulated_norm_is_its_formula(layout: torch.memory_format) -> None:
     wide = F.group_norm(x.double(), 4, norm.weight.double(), norm.bias.double())
     expected = F.silu(wide * (1 + scale.double()[:, :, None, None]) + shift.double()[:, :, None, None])
     with torch.no_grad():
-        torch.testing.assert_close(norm(x, scale, shift).double(), expected, atol=2e-6, rtol=2e-6)
-    torch.testing.assert_close(norm(x, scale, shift).double(), expected, atol=2e-6, rtol=2e-6)
+        torch.testing.assert_close(norm(x, scale=scale, shift=shift).double(), expected, atol=2e-6, rtol=2e-6)
+    torch.testing.assert_close(norm(x, scale=scale, shift=shift).double(), expected, atol=2e-6, rtol=2e-6)
 
 
 def test_layouts_agree() -> None:
