@@ -25,7 +25,7 @@ KERNELS: dict[str, dict[str, frozenset[torch.dtype]]] = {
     "q_sample": {"cpp": FLOATS},
     "randn_like": {"cpp": FLOATS},
     "group_norm_silu": {"cpp": FLOATS},
-    "group_norm_silu_backward": {},
+    "group_norm_silu_backward": {"cpp": FLOATS},
     "dynamic_bound": {},
     "rescale_gain": {},
     "solver_step": {"cpp": frozenset({torch.float32}), "cuda": frozenset({torch.float32})},

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "group_norm_silu_kernels.h"
+
 namespace fastdiff {
 
 enum class Dtype : int { f32, f16, bf16 };
@@ -68,37 +70,13 @@ struct SolverStep {
     int64_t sample_size;
 };
 
-// y = silu((x - mean)*rstd*weight + bias). x, y: [batch, channels, size], or [batch, size, channels] if
-// channels_last.
-struct GroupNormSilu {
-    const void* x;
-    void* y;
-    Dtype dtype;
-    const void* weight;
-    const void* bias;
-    Dtype weight_dtype;
-    Dtype bias_dtype;
-    double eps;
-    int64_t batch, channels, groups, size;
-    float* mean;  // [batch, groups]
-    float* rstd;
-    // channels_last only
-    int64_t chunk;     // pixels a chunk
-    int64_t chunks;    // chunks a sample
-    double* moments;   // [batch, chunks, 2, channels]: mean, sum of squared deviations
-    float* normalise;  // [batch, 3, channels]: mean, scale, shift
-};
-
 // Each works on the half-open range [begin, end) of what it is parallel over.
 struct Kernels {
     const char* name;
     void (*add_noise)(const AddNoise&, int64_t begin, int64_t end);                    // elements
     void (*q_sample)(const QSample&, const float* drawn, int64_t begin, int64_t end);  // elements
     void (*solver_step)(const SolverStep&, int64_t begin, int64_t end);                // elements
-    void (*group_norm_silu)(const GroupNormSilu&, int64_t begin, int64_t end);         // (sample, group)
-    void (*channels_last_moments)(const GroupNormSilu&, int64_t begin, int64_t end);   // (sample, chunk)
-    void (*channels_last_groups)(const GroupNormSilu&, int64_t begin, int64_t end);    // (sample, group)
-    void (*channels_last_apply)(const GroupNormSilu&, int64_t begin, int64_t end);     // (sample, chunk)
+    GroupNormKernels group_norm_silu;
     // The next 624 words of mt19937, not yet tempered, in place of the last.
     void (*mt19937_advance)(uint32_t* words);
     // torch.randn's values from untempered words, 16 a block.

@@ -119,13 +119,12 @@ def _checked(
         _vector(name, t, samples, x) for name, t in (("add", add), ("scale", scale), ("shift", shift))
     )
     name = backend.select("group_norm_silu", x.device.type, x.dtype)
-    optional = any(t is not None for t in (add, scale, shift, residual)) or activation != "silu"
-    if name == "reference" or (name == "cpp" and optional) or _transformed():
+    if name == "reference" or _transformed():
         summed = x if residual is None else x + residual
         y = reference.group_norm_silu(
             summed, num_groups, weight, bias, eps, add=add, scale=scale, shift=shift, activation=activation
         )
-        return y, summed
+        return _checks.laid_out_like(y, x), summed
     x = _plain(x)
     residual = None if residual is None else _checks.laid_out_like(residual, x)
     code = CODES[activation]

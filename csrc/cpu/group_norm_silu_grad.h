@@ -1,0 +1,64 @@
+// What the backward of group_norm_silu is made of, in either layout. With z = xhat*gain + offset and
+// dz = grad*activation'(z), the sums over pixels of dz, dz*xhat and xhat give both the gradients of the small
+// vectors and the two means that dx = rstd*(gain*dz - mean(gain*dz) - xhat*mean(gain*dz*xhat)) needs.
+#pragma once
+
+#include "group_norm_silu_activation.h"
+#include "group_norm_silu_pair.h"
+
+namespace fastdiff {
+namespace FASTDIFF_LEVEL {
+
+// xhat = (x - center)*rstd, z = xhat*gain + offset, dx = scale*dz - back - slope*xhat.
+struct GradAffine {
+    float center, rstd, gain, offset, scale, back, slope;
+};
+constexpr int kGradAffine = 7;
+
+inline GradAffine grad_affine(const GroupNormGrad& args, int64_t sample, int64_t channel) {
+    const Small& small = args.small;
+    const Sizes& s = args.sizes;
+    const int64_t row = sample * s.channels + channel, group = sample * s.groups + channel / s.per_group();
+    const float grown = small.scale ? 1.0f + small.scale[row] : 1.0f;
+    GradAffine a = {};
+    a.center = args.mean[group] - (small.add ? small.add[row] : 0.0f);
+    a.rstd = args.rstd[group];
+    a.gain = grown * (small.weight ? small.weight[channel] : 1.0f);
+    a.offset = grown * (small.bias ? small.bias[channel] : 0.0f) + (small.shift ? small.shift[row] : 0.0f);
+    return a;
+}
+
+struct ChannelSums {
+    double dz, product, xhat;
+};
+
+// From the sums of a group's channels (channel in group -> ChannelSums): writes channel_sums, and calls
+// set(channel in group, scale, back, slope).
+template <class SumsOf, class Set>
+FASTDIFF_INLINE void settle_group(
+    const GroupNormGrad& args, int64_t group, const SumsOf& sums_of, const Set& set) {
+    const Sizes& s = args.sizes;
+    const int64_t sample = group / s.groups, first = group % s.groups * s.per_group();
+    double plain = 0, along = 0;
+    for (int64_t c = 0; c < s.per_group(); ++c) {
+        const ChannelSums sums = sums_of(c);
+        const double gain = grad_affine(args, sample, first + c).gain;
+        plain += gain * sums.dz;
+        along += gain * sums.product;
+    }
+    const double rstd = args.rstd[group], count = static_cast<double>(s.per_group()) * s.pixels;
+    const double back = rstd * plain / count, slope = rstd * along / count;
+    for (int64_t c = 0; c < s.per_group(); ++c) {
+        const ChannelSums sums = sums_of(c);
+        const double scale = rstd * grad_affine(args, sample, first + c).gain;
+        float* out = args.channel_sums + sample * s.channels + first + c;
+        const int64_t step = s.batch * s.channels;
+        out[0] = static_cast<float>(sums.dz);
+        out[step] = static_cast<float>(sums.product);
+        out[2 * step] = static_cast<float>(scale * sums.dz - s.pixels * back - slope * sums.xhat);
+        set(c, static_cast<float>(scale), static_cast<float>(back), static_cast<float>(slope));
+    }
+}
+
+}  // namespace FASTDIFF_LEVEL
+}  // namespace fastdiff

@@ -1,0 +1,114 @@
+// The backward of group_norm_silu where the pixels of a channel lie together.
+#pragma once
+
+#include "group_norm_silu_grad.h"
+#include "group_norm_silu_statistics.h"
+
+namespace fastdiff {
+namespace FASTDIFF_LEVEL {
+namespace planar_grad {
+
+// Calls body(row, offset, count, unit) for each of the units [begin, end): row numbers the channels of all
+// samples, offset is where the unit's pixels begin in memory.
+template <class Body>
+FASTDIFF_INLINE void for_units(const Sizes& sizes, int64_t begin, int64_t end, const Body& body) {
+    const int64_t parts = sizes.parts / sizes.per_group();  // of a channel
+    for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t row = unit / parts, from = unit % parts * sizes.part, rest = sizes.pixels - from;
+        body(row, row * sizes.pixels + from, rest < sizes.part ? rest : sizes.part, unit);
+    }
+}
+
+void start(const GroupNormGrad&, int64_t, int64_t) {}
+
+void sum(const GroupNormGrad& args, int64_t begin, int64_t end) {
+    const int64_t channels = args.sizes.channels;
+    with_dtype(args.dtype, [&](auto t) {
+        using T = decltype(t);
+        with_activation(args.activation, [&](auto activation) {
+            for_units(args.sizes, begin, end, [&](int64_t row, int64_t at, int64_t count, int64_t unit) {
+                const GradAffine a = grad_affine(args, row / channels, row % channels);
+                const T* x = static_cast<const T*>(args.x) + at;
+                const T* grad = static_cast<const T*>(args.grad) + at;
+                Pair total = {}, product = {}, hats = {};
+                for_pairs(count, [&](auto piece, int64_t i, int64_t n) FASTDIFF_INLINE_LAMBDA {
+                    using P = decltype(piece);
+                    Pair hat = load_pair<P>(x + i, n), dz = load_pair<P>(grad + i, n);
+                    for (int j = 0; j < 2; ++j) hat.v[j] = (hat.v[j] - a.center) * a.rstd;
+                    if constexpr (!P::whole) hat = masked<T>(hat, n);
+                    for (int j = 0; j < 2; ++j) {
+                        dz.v[j] *= decltype(activation)::slope(hat.v[j] * a.gain + a.offset);
+                        total.v[j] += dz.v[j];
+                        product.v[j] += dz.v[j] * hat.v[j];
+                        hats.v[j] += hat.v[j];
+                    }
+                });
+                args.sums[3 * unit] = FASTDIFF_LEVEL::sum(total);
+                args.sums[3 * unit + 1] = FASTDIFF_LEVEL::sum(product);
+                args.sums[3 * unit + 2] = FASTDIFF_LEVEL::sum(hats);
+            });
+        });
+    });
+}
+
+// Each channel's sums are replaced by what dx needs of them.
+bool finish(const GroupNormGrad& args, int64_t begin, int64_t end, bool) {
+    const int64_t per_group = args.sizes.per_group(), parts = args.sizes.parts / per_group;
+    for (int64_t group = begin; group < end; ++group) {
+        double* sums = args.sums + group * per_group * parts * 3;
+        const auto of_channel = [&](int64_t c) {
+            ChannelSums total = {};
+            for (int64_t i = c * parts; i < (c + 1) * parts; ++i) {
+                total.dz += sums[3 * i];
+                total.product += sums[3 * i + 1];
+                total.xhat += sums[3 * i + 2];
+            }
+            return total;
+        };
+        settle_group(args, group, of_channel, [&](int64_t c, float scale, float back, float slope) {
+            double* out = sums + c * parts * 3;
+            out[0] = scale, out[1] = back, out[2] = slope;
+        });
+    }
+    return true;
+}
+
+void apply(const GroupNormGrad& args, int64_t begin, int64_t end) {
+    const int64_t channels = args.sizes.channels, parts = args.sizes.parts / args.sizes.per_group();
+    with_dtype(args.dtype, [&](auto t) {
+        using T = decltype(t);
+        with_activation(args.activation, [&](auto activation) {
+            for_units(args.sizes, begin, end, [&](int64_t row, int64_t at, int64_t count, int64_t) {
+                const GradAffine a = grad_affine(args, row / channels, row % channels);
+                const double* settled = args.sums + row * parts * 3;
+                const float scale = static_cast<float>(settled[0]), back = static_cast<float>(settled[1]);
+                const float slope = static_cast<float>(settled[2]);
+                const T* x = static_cast<const T*>(args.x) + at;
+                const T* grad = static_cast<const T*>(args.grad) + at;
+                T* dx = static_cast<T*>(args.dx) + at;
+                for_pairs(count, [&](auto piece, int64_t i, int64_t n) FASTDIFF_INLINE_LAMBDA {
+                    using P = decltype(piece);
+                    Pair hat = load_pair<P>(x + i, n), dz = load_pair<P>(grad + i, n);
+                    for (int j = 0; j < 2; ++j) {
+                        hat.v[j] = (hat.v[j] - a.center) * a.rstd;
+                        dz.v[j] *= decltype(activation)::slope(hat.v[j] * a.gain + a.offset);
+                        dz.v[j] = scale * dz.v[j] - back - slope * hat.v[j];
+                    }
+                    store_pair<P>(dx + i, dz, n);
+                });
+            });
+        });
+    });
+}
+
+void run(const GroupNormGrad& args, int64_t begin, int64_t end);
+
+constexpr Phases<GroupNormGrad> phases = {run, start, sum, finish, apply};
+
+void run(const GroupNormGrad& args, int64_t begin, int64_t end) {
+    run_phases(phases, args, begin, end, [](const GroupNormGrad& a) { return a; });
+}
+
+}  // namespace planar_grad
+}  // namespace FASTDIFF_LEVEL
+}  // namespace fastdiff
