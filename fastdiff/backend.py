@@ -26,8 +26,8 @@ KERNELS: dict[str, dict[str, frozenset[torch.dtype]]] = {
     "randn_like": {"cpp": FLOATS},
     "group_norm_silu": {"cpp": FLOATS},
     "group_norm_silu_backward": {"cpp": FLOATS},
-    "dynamic_bound": {},
-    "rescale_gain": {},
+    "dynamic_bound": {"cpp": frozenset({torch.float32})},
+    "rescale_gain": {"cpp": FLOATS},
     "solver_step": {"cpp": frozenset({torch.float32}), "cuda": frozenset({torch.float32})},
 }
 """op -> backend -> the dtypes it has a kernel for. The reference takes everything."""

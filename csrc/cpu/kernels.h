@@ -58,6 +58,7 @@ struct SolverStep {
     const float* mask;
     const float* known;
     const float* known_noise;
+    const int64_t* seeds;  // [B], instead of noise; the kernel is given what was drawn from them as noise
     float* x_next;
     float* value;
     float* anchor_next;
@@ -66,8 +67,28 @@ struct SolverStep {
     Dtype output_dtype;
     Dtype input_dtype;
     bool call;
+    bool has_output;
     bool clamps;  // lo or hi is finite
     int64_t sample_size;
+};
+
+// p*x + g*output + g_uncond*uncond of one sample, never stored; a pointer is null where its weight is 0.
+struct Mixture {
+    float p, g, g_uncond;
+    const float* x;
+    const void* output;
+    const void* uncond;
+    Dtype dtype;
+};
+
+// How many magnitudes of a mixture lie below a window and in it, and how many are NaN.
+struct Split {
+    int64_t below, inside, nans;
+};
+
+// Means and sums of squared deviations of a model's output and of the guided mixture.
+struct Deviations {
+    double output_mean, output_squares, mean, squares;
 };
 
 // Each works on the half-open range [begin, end) of what it is parallel over.
@@ -76,6 +97,9 @@ struct Kernels {
     void (*add_noise)(const AddNoise&, int64_t begin, int64_t end);                    // elements
     void (*q_sample)(const QSample&, const float* drawn, int64_t begin, int64_t end);  // elements
     void (*solver_step)(const SolverStep&, int64_t begin, int64_t end);                // elements
+    void (*magnitudes)(const Mixture&, int64_t begin, int64_t end, float* out);        // elements
+    Split (*split)(const Mixture&, int64_t begin, int64_t end, float lo, float hi, float* inside);
+    Deviations (*deviations)(const Mixture& output, const Mixture& guided, int64_t begin, int64_t end);
     GroupNormKernels group_norm_silu;
     // The next 624 words of mt19937, not yet tempered, in place of the last.
     void (*mt19937_advance)(uint32_t* words);

@@ -4,6 +4,7 @@
 #include "add_noise.h"
 #include "counter.h"
 #include "group_norm_silu.h"
+#include "mixture.h"
 #include "normal.h"
 #include "q_sample.h"
 #include "solver_step.h"
@@ -20,6 +21,9 @@ const Kernels table = {
     add_noise,
     q_sample,
     solver_step,
+    magnitudes,
+    split,
+    deviations,
     group_norm_silu,
     mt19937_advance,
     normal_blocks,

@@ -1,69 +1,15 @@
 // solver_step and solver_step_ on the CPU: one row of the table turned into pointers and weights for one
-// kernel.
-#include "tensors.h"
+// kernel; and the same step as a plain C function, for fastdiff._host.
+#include "../stepper.h"
+#include "row.h"
 
 namespace fastdiff {
 namespace {
 
-constexpr int64_t kColumns = 22;  // fastdiff.reference.COLUMNS
 constexpr int64_t kBlock = 1024, kGrain = 65536;
+constexpr int64_t kDrawn = 2048;  // values of noise that are drawn at once, and used from the first cache
 
-struct Row {
-    double p, q, lo, hi, u, w, a, b, c0, c1, c2, c3, n, k, g, g_uncond, call, slot, accept, alpha, sigma,
-        spare;
-};
-static_assert(sizeof(Row) == kColumns * sizeof(double));
-
-Row read_row(const Tensor& table, const Tensor& index) {
-    require(
-        table.scalar_type() == ScalarType::Double && table.dim() == 2 && table.size(1) == kColumns &&
-            table.is_contiguous() && table.is_cpu(),
-        "table: it must be contiguous float64 [N, 22] on the CPU");
-    require(
-        index.scalar_type() == ScalarType::Long && index.numel() == 1 && index.is_cpu(),
-        "index: it must be an int64 scalar on the CPU");
-    const int64_t row = *static_cast<const int64_t*>(index.data_ptr());
-    require(row >= 0 && row < table.size(0), "index: there is no such row in the table");
-    return static_cast<const Row*>(table.data_ptr())[row];
-}
-
-// The tensor's memory if the weight is not 0, else null: a term of weight 0 is never read.
-template <class T = float>
-const T* weighed(double weight, const Maybe& t, const Tensor& like, const char* missing, const char* wrong) {
-    if (weight == 0) return nullptr;
-    require(t.has_value(), missing);
-    require_float(*t, like, wrong);
-    return static_cast<const T*>(t->data_ptr());
-}
-
-int64_t width_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
-
-// Whether t holds 2B samples, each laid out like those of x [B, ...].
-bool is_doubled(const Tensor& t, const Tensor& x) {
-    if (t.dim() != x.dim() || t.size(0) != 2 * x.size(0)) return false;
-    for (int64_t i = 1; i < x.dim(); ++i)
-        if (t.size(i) != x.size(i) || (x.size(i) != 1 && t.stride(i) != x.stride(i))) return false;
-    return t.numel() == 0 || t.stride(0) == x.numel() / x.size(0);
-}
-
-const void* model_output(double weight, const Maybe& t, const Tensor& x, Dtype dtype, const char* missing) {
-    if (weight == 0) return nullptr;
-    require(t.has_value(), missing);
-    require(
-        t->is_cpu() && same_layout(x, *t) && dtype_of(*t) == dtype,
-        "output and uncond must have x's shape and layout, and one dtype");
-    return t->data_ptr();
-}
-
-const float* per_sample(const Maybe& t, const Tensor& x) {
-    if (!t.has_value()) return nullptr;
-    require(
-        t->scalar_type() == ScalarType::Float && t->is_cpu() && t->dim() == 1 && t->size(0) == x.size(0) &&
-            t->is_contiguous(),
-        "bound and gain must be contiguous float32, one value a sample");
-    return static_cast<const float*>(t->data_ptr());
-}
-
+// The images a row can read besides x, as given.
 struct Inputs {
     const Tensor& x;
     const Maybe& output;
@@ -78,79 +24,81 @@ struct Inputs {
     const Maybe& seeds;
 };
 
-// The row's weights, multiplied out in float64 where nothing stands between them: q into g always, w and u
-// into p and g where nothing is clamped.
-SolverStep weights_of(const Row& r, bool bounded) {
-    SolverStep s = {};
-    s.call = r.call != 0;
-    s.lo = r.lo, s.hi = r.hi, s.k = r.k, s.n = r.n;
-    s.alpha = r.alpha, s.sigma = r.sigma;
-    s.a = r.a, s.b = r.b, s.c0 = r.c0, s.c1 = r.c1, s.c2 = r.c2, s.c3 = r.c3;
-    const bool finite = r.lo > -__builtin_inf() || r.hi < __builtin_inf();
-    s.clamps = r.w != 0 && (bounded || finite);
-    const double scale = s.clamps ? 1.0 : r.w;
-    s.p = s.clamps ? r.p : r.w * r.p + r.u;
-    s.g = scale * r.q * r.g, s.g_uncond = scale * r.q * r.g_uncond;
-    s.w = s.clamps ? r.w : 1.0;
-    s.u = s.clamps ? r.u : 0.0;
-    return s;
+const int64_t* seeds_of(const Maybe& t, const Tensor& x) {
+    if (!t.has_value()) return nullptr;
+    require(
+        t->scalar_type() == ScalarType::Long && t->is_cpu() && t->dim() == 1 && t->size(0) == x.size(0) &&
+            t->is_contiguous(),
+        "seeds must be contiguous int64, one a sample");
+    require(x.is_contiguous(), "seeds: noise is drawn in the order of pixels, pass a contiguous x");
+    return static_cast<const int64_t*>(address(*t));
 }
 
-void set_outputs(SolverStep& s, const Row& r, const Inputs& in) {
-    require(in.output.has_value(), "the row has a model output: pass output");
-    if (s.clamps) s.bound = per_sample(in.bound, in.x);
-    if (r.q == 0 || r.w == 0) return;
-    s.gain = per_sample(in.gain, in.x);
-    s.output_dtype = dtype_of(*in.output);
-    if (!in.uncond && is_doubled(*in.output, in.x)) {
-        require(in.output->is_cpu(), "output must be on the CPU");
-        const char* both = static_cast<const char*>(in.output->data_ptr());
-        if (r.g != 0) s.output = both;
-        if (r.g_uncond != 0) s.uncond = both + in.x.numel() * width_of(s.output_dtype);
-        return;
-    }
-    s.output =
-        model_output(r.g, in.output, in.x, s.output_dtype, "the row reads the model's output: pass output");
-    s.uncond = model_output(
-        r.g_uncond, in.uncond, in.x, s.output_dtype, "the row reads the unconditional output: pass uncond");
-}
-
-void set_blend(SolverStep& s, const Row& r, const Inputs& in) {
-    if (!in.mask)
-        return require(!in.known && !in.known_noise, "known and known_noise need a mask: pass mask");
-    s.mask = weighed(1.0, in.mask, in.x, "", "mask: not like x");
-    s.known =
-        weighed(r.alpha, in.known, in.x, "the mask keeps what is known: pass known", "known: not like x");
-    s.known_noise = weighed(
-        r.sigma, in.known_noise, in.x, "what is known is noised: pass known_noise",
-        "known_noise: not like x");
-}
-
-SolverStep prepare(const Row& r, const Inputs& in) {
+SolverStep gather(const Row& r, const Inputs& in) {
     const Tensor& x = in.x;
     require(
         x.scalar_type() == ScalarType::Float && x.is_cpu() && x.dim() >= 1, "x: it must be float32 [B, ...]");
     require(is_dense(x), "x: it must be dense, the batch outermost: pass x.contiguous()");
-    SolverStep s = weights_of(r, in.bound.has_value());
+    SolverStep s = {};
     s.x = static_cast<const float*>(x.data_ptr());
     s.sample_size = x.size(0) ? x.numel() / x.size(0) : 0;
-    s.anchor = weighed(r.b, in.anchor, x, "the row reads the anchor: pass anchor", "anchor: not like x");
-    require(!in.seeds, "seeds: draw the noise beforehand");
-    s.noise = weighed(r.n, in.noise, x, "the row adds noise: pass noise", "noise: not like x");
-    set_blend(s, r, in);
-    if (s.call) set_outputs(s, r, in);
+    s.anchor = weighed(r.b, in.anchor, x, "anchor: not like x");
+    require(!in.noise || !in.seeds, "give noise or seeds to draw it from, not both");
+    s.noise = weighed(r.n, in.noise, x, "noise: not like x");
+    if (r.n != 0 && in.seeds) s.seeds = seeds_of(in.seeds, x);
+    s.mask = weighed(1.0, in.mask, x, "mask: not like x");
+    s.known = weighed(in.mask ? r.alpha : 1.0, in.known, x, "known: not like x");
+    s.known_noise = weighed(in.mask ? r.sigma : 1.0, in.known_noise, x, "known_noise: not like x");
+    s.has_output = in.output.has_value();
+    if (r.call == 0) return s;
+    if (r.w != 0) s.bound = per_sample(in.bound, x);
+    if (r.w == 0 || r.q == 0 || !s.has_output) return s;
+    s.gain = per_sample(in.gain, x);
+    const Outputs model = model_outputs(r, *in.output, in.uncond, x);
+    s.output = model.cond, s.uncond = model.uncond, s.output_dtype = model.dtype;
     return s;
 }
 
-void run(const SolverStep& s, int64_t numel) {
+// The kernel over [begin, end), its noise drawn piece by piece.
+void run_drawing(SolverStep s, uint64_t stream, int64_t begin, int64_t end) {
+    const Kernels& k = kernels();
+    float drawn[kDrawn];
+    for (int64_t i = begin, stop; i < end; i = stop) {
+        const int64_t sample = i / s.sample_size, first = i % s.sample_size;
+        stop = std::min({i + kDrawn, (sample + 1) * s.sample_size, end});
+        k.counter_normal(static_cast<uint64_t>(s.seeds[sample]), stream, first, stop - i, drawn);
+        s.noise = drawn - i;
+        k.solver_step(s, i, stop);
+    }
+}
+
+void run(const SolverStep& s, int64_t row, int64_t numel) {
+    if (s.seeds)
+        return run_parallel(numel, kBlock, kGrain / 8, [&](int64_t begin, int64_t end) {
+            run_drawing(s, row + 1, begin, end);
+        });
     const auto kernel = kernels().solver_step;
     run_parallel(numel, kBlock, kGrain, [&](int64_t begin, int64_t end) { kernel(s, begin, end); });
+}
+
+void settle_and_run(SolverStep& s, const Row& r, int64_t row, int64_t numel) {
+    const char* missing = settle(s, r);
+    if (missing) require(false, missing);
+    run(s, row, numel);
 }
 
 void set_input(SolverStep& s, const Tensor& input, const Tensor& x, bool doubled) {
     s.input = input.data_ptr();
     s.input_dtype = dtype_of(input);
     if (doubled) s.input_twin = static_cast<char*>(s.input) + x.numel() * width_of(s.input_dtype);
+}
+
+// Where the values of the ring lie that the row reads and writes.
+void set_ring(SolverStep& s, const Row& r, float* ring, int64_t slots, int64_t numel) {
+    const int64_t slot = static_cast<int64_t>(r.slot);
+    const auto at = [&](int64_t j) { return ring + ((slot - j) % slots + slots) % slots * numel; };
+    s.h1 = at(1), s.h2 = at(2), s.h3 = at(3);
+    if (r.call != 0) s.value = at(0);
 }
 
 Tensor empty_like(const Tensor& x, ScalarType type, bool doubled) {
@@ -170,47 +118,54 @@ std::tuple<Tensor, Tensor, Tensor> solver_step(
     const Maybe& anchor, const Maybe& h1, const Maybe& h2, const Maybe& h3, const Maybe& noise,
     const Maybe& bound, const Maybe& gain, const Maybe& mask, const Maybe& known, const Maybe& known_noise,
     const Maybe& seeds, ScalarType input_dtype, bool doubled) {
-    const Row r = read_row(table, index);
+    const int64_t row = row_number(table, index);
+    const Row& r = row_of(table, row);
     SolverStep s =
-        prepare(r, {x, output, uncond, anchor, noise, bound, gain, mask, known, known_noise, seeds});
-    constexpr const char* missing = "the row reads the history: pass more of it";
-    s.h1 = weighed(r.c1, h1, x, missing, "history: not like x");
-    s.h2 = weighed(r.c2, h2, x, missing, "history: not like x");
-    s.h3 = weighed(r.c3, h3, x, missing, "history: not like x");
+        gather(r, {x, output, uncond, anchor, noise, bound, gain, mask, known, known_noise, seeds});
+    s.h1 = weighed(r.c1, h1, x, "history: not like x");
+    s.h2 = weighed(r.c2, h2, x, "history: not like x");
+    s.h3 = weighed(r.c3, h3, x, "history: not like x");
     Tensor next = empty_like(x, ScalarType::Float, false), input = empty_like(x, input_dtype, doubled);
     Tensor value = output ? empty_like(x, ScalarType::Float, false)
                           : torch::stable::new_empty(x, std::vector<int64_t>{0});
-    if (output && !s.call) torch::stable::zero_(value);
+    if (output && r.call == 0) torch::stable::zero_(value);
     s.x_next = static_cast<float*>(next.data_ptr());
-    s.value = s.call ? static_cast<float*>(value.data_ptr()) : nullptr;
+    s.value = r.call != 0 && output ? static_cast<float*>(value.data_ptr()) : nullptr;
     set_input(s, input, x, doubled);
-    run(s, x.numel());
+    settle_and_run(s, r, row, x.numel());
     return {next, value, input};
+}
+
+void require_ring(const Tensor& history, const Tensor& x) {
+    const int64_t numel = x.numel(), slots = history.dim() ? history.size(0) : 0;
+    require(
+        history.scalar_type() == ScalarType::Float && history.is_cpu() && slots > 0 &&
+            same_layout(x, history, 1) && (slots == 1 || numel == 0 || history.stride(0) == numel),
+        "history: it must be float32 [S, *x.shape], each slot laid out like x");
+}
+
+void require_input(const Tensor& input, const Tensor& x, bool doubled) {
+    require(
+        input.is_cpu() && input.numel() == x.numel() * (1 + doubled), "input: it must hold x once or twice");
+    for (int64_t i = 0; i < x.dim(); ++i)
+        require(
+            (i == 0 || input.size(i) == x.size(i)) && (input.size(i) == 1 || input.stride(i) == x.stride(i) ||
+                                                       (x.size(i) == 1 && input.stride(i) == x.numel())),
+            "input: it must be laid out like x");
 }
 
 void solver_step_inplace(
     const Tensor& x, const Maybe& output, const Tensor& table, const Tensor& index, const Maybe& uncond,
     const Maybe& anchor, const Maybe& history, const Maybe& noise, const Maybe& bound, const Maybe& gain,
     const Maybe& mask, const Maybe& known, const Maybe& known_noise, const Maybe& seeds, const Maybe& input) {
-    const Row r = read_row(table, index);
+    const int64_t row = row_number(table, index);
+    const Row& r = row_of(table, row);
     SolverStep s =
-        prepare(r, {x, output, uncond, anchor, noise, bound, gain, mask, known, known_noise, seeds});
+        gather(r, {x, output, uncond, anchor, noise, bound, gain, mask, known, known_noise, seeds});
     s.x_next = static_cast<float*>(x.data_ptr());
     if (history) {
-        const int64_t numel = x.numel(), slots = history->dim() ? history->size(0) : 0;
-        require(
-            history->scalar_type() == ScalarType::Float && history->is_cpu() && slots > 0 &&
-                same_layout(x, *history, 1) && (slots == 1 || numel == 0 || history->stride(0) == numel),
-            "history: it must be float32 [S, *x.shape], each slot laid out like x");
-        float* ring = static_cast<float*>(history->data_ptr());
-        const int64_t slot = static_cast<int64_t>(r.slot);
-        const auto at = [&](int64_t j) { return ring + ((slot - j) % slots + slots) % slots * numel; };
-        if (r.c1 != 0) s.h1 = at(1);
-        if (r.c2 != 0) s.h2 = at(2);
-        if (r.c3 != 0) s.h3 = at(3);
-        if (s.call) s.value = at(0);
-    } else {
-        require(r.c1 == 0 && r.c2 == 0 && r.c3 == 0, "the row reads the history: pass history");
+        require_ring(*history, x);
+        set_ring(s, r, static_cast<float*>(address(*history)), history->size(0), x.numel());
     }
     if (anchor && r.accept != 0) {
         require_float(*anchor, x, "anchor: it must be float32, laid out like x");
@@ -218,22 +173,45 @@ void solver_step_inplace(
     }
     if (input) {
         const bool doubled = input->dim() > 0 && input->size(0) != x.size(0);
-        require(
-            input->is_cpu() && input->numel() == x.numel() * (1 + doubled),
-            "input: it must hold x once or twice");
-        for (int64_t i = 0; i < x.dim(); ++i)
-            require(
-                (i == 0 || input->size(i) == x.size(i)) &&
-                    (input->size(i) == 1 || input->stride(i) == x.stride(i) ||
-                     (x.size(i) == 1 && input->stride(i) == x.numel())),
-                "input: it must be laid out like x");
+        require_input(*input, x, doubled);
         set_input(s, *input, x, doubled);
     }
-    run(s, x.numel());
+    settle_and_run(s, r, row, x.numel());
+}
+
+const char* step(const FastdiffRun& run_of, const FastdiffRow& with) {
+    const FastdiffRun& f = run_of;
+    if (with.row < 0 || with.row >= f.rows) return "index: there is no such row in the table";
+    const Row& r = reinterpret_cast<const Row*>(f.table)[with.row];
+    SolverStep s = {};
+    s.x = s.x_next = f.x;
+    s.sample_size = f.numel / f.images;
+    s.anchor = f.anchor;
+    if (r.accept != 0) s.anchor_next = f.anchor;
+    if (f.history) set_ring(s, r, f.history, f.slots, f.numel);
+    s.input = f.input;
+    s.input_dtype = static_cast<Dtype>(f.input_type);
+    if (f.copies == 2) s.input_twin = static_cast<char*>(f.input) + f.numel * width_of(s.input_dtype);
+    s.mask = f.mask, s.known = f.known, s.known_noise = f.known_noise, s.seeds = f.seeds;
+    s.output = with.output, s.uncond = with.uncond, s.output_dtype = static_cast<Dtype>(with.type);
+    s.has_output = with.output;
+    s.noise = with.noise, s.bound = with.bound, s.gain = with.gain;
+    const char* missing = settle(s, r);
+    if (!missing) run(s, with.row, f.numel);
+    return missing;
 }
 
 }  // namespace
 }  // namespace fastdiff
+
+extern "C" __attribute__((visibility("default"))) const char* FASTDIFF_STEP(
+    const FastdiffRun* run, const FastdiffRow* row) {
+    try {
+        return fastdiff::step(*run, *row);
+    } catch (const std::exception&) {
+        return "the step failed";
+    }
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
     library.impl("solver_step", TORCH_BOX(&fastdiff::solver_step));

@@ -38,12 +38,12 @@ def dynamic_bound(
     if name == "reference" or _checks.records(x, output, uncond, gain):
         return reference.dynamic_bound(x, output, table, index, uncond, gain, quantile, most)
     x = _checks.dense(x)
-    output = _solver_step_checks.output_like(output, x)
+    both = _solver_step_checks.output_like(output, x)
     uncond = None if uncond is None else _checks.laid_out_like(uncond, x)
     if torch.compiler.is_compiling():
-        return OVERLOADS[name](x, output, table, index, uncond, gain, quantile, most)
+        return OVERLOADS[name](x, both, table, index, uncond, gain, quantile, most)
     with _checks.refusals():
-        return OVERLOADS[name](x, output, table, index, uncond, gain, quantile, most)
+        return OVERLOADS[name](x, both, table, index, uncond, gain, quantile, most)
 
 
 def _fake(x: Tensor, *rest: object) -> Tensor:

@@ -181,7 +181,7 @@ def _drawn(
     x: Tensor, index: Tensor, noise: Tensor | None, seeds: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """(noise, seeds) as the kernels take them: they draw in the order of memory, which must be that of the pixels."""
-    if seeds is None or (x.is_contiguous() and not x.is_cpu):
+    if seeds is None or x.is_contiguous():
         return noise, seeds
     return reference.row_noise(x, seeds, int(index)), None
 
