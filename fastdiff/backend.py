@@ -20,15 +20,16 @@ from fastdiff.errors import BackendError
 log = logging.getLogger(__name__)
 
 FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
+SINGLE = frozenset({torch.float32})
 KERNELS: dict[str, dict[str, frozenset[torch.dtype]]] = {
     "add_noise": {"cpp": FLOATS, "triton": FLOATS, "cuda": FLOATS},
-    "q_sample": {"cpp": FLOATS},
-    "randn_like": {"cpp": FLOATS},
+    "q_sample": {"cpp": FLOATS, "triton": FLOATS, "cuda": FLOATS},
+    "randn_like": {"cpp": FLOATS, "triton": FLOATS, "cuda": FLOATS},
     "group_norm_silu": {"cpp": FLOATS},
     "group_norm_silu_backward": {"cpp": FLOATS},
     "dynamic_bound": {"cpp": frozenset({torch.float32})},
     "rescale_gain": {"cpp": FLOATS},
-    "solver_step": {"cpp": frozenset({torch.float32}), "cuda": frozenset({torch.float32})},
+    "solver_step": {"cpp": SINGLE, "triton": SINGLE, "cuda": SINGLE},
 }
 """op -> backend -> the dtypes it has a kernel for. The reference takes everything."""
 

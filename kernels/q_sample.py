@@ -19,6 +19,7 @@ from fastdiff.kernels.launch import Launcher
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 BLOCK = 1024
+WIDE = 2**31
 CUDA_STATE = 16  # bytes of a CUDA generator's state: seed and offset, int64 each
 TORCH_THREADS = 256  # of a block of torch.randn's kernel
 CPU_CARD = (132, 2048)  # what the interpreter draws like: an H100's multiprocessors, and threads of each
@@ -169,15 +170,15 @@ def launch(
 
 def fill(noise: Tensor, images: Images, state: Tensor | None, seeds: Tensor | None, stream: int) -> Tensor:
     """Draws noise from state or seeds, if there are any, and mixes the images from it. Returns the state after."""
-    after = torch.empty(0, dtype=torch.uint8) if state is None else state.clone()
+    after = noise.new_empty(0, dtype=torch.uint8) if state is None else state.clone()
     if noise.numel() == 0:
         return after
-    if state is not None and state.numel() == CUDA_STATE:
+    if state is not None and state.numel() == CUDA_STATE and noise.nbytes < WIDE:
         return fill_as_torch(noise, images, state)
-    if state is not None:  # a CPU generator's, which a kernel cannot follow
-        generator = torch.Generator()
+    if state is not None:  # a CPU generator, which is serial, or more bytes than torch.randn draws in one launch
+        generator = torch.Generator(noise.device)
         generator.set_state(state)
-        noise.copy_(torch.randn(noise.shape, generator=generator, dtype=noise.dtype))
+        torch.randn(noise.shape, generator=generator, out=noise)
         after = generator.get_state()
     alone = seeds is None and images.strides() == (0, 0)
     samples = 1 if alone else noise.shape[0]

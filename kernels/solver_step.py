@@ -1,0 +1,275 @@
+"""solver_step: one row of a plan in one kernel, its weights and its number read from device memory.
+
+A term of weight 0 is not read: its load is masked by the weight, so that all loads are under way at once, which a
+branch for each would not allow. What a row reads and writes where is in fastdiff/ops/solver_step.py.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdiff.kernels import counter
+from fastdiff.kernels.launch import Launcher
+from fastdiff.reference import COLUMNS, WIDTH
+
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+BLOCK = 1024
+SMALL_BLOCK = 512  # gives an image of few elements twice the programs
+SMALL = 2**17
+
+COLUMN_COUNT = tl.constexpr(WIDTH)
+P, Q, LO, HI, U, W = (tl.constexpr(COLUMNS.index(name)) for name in ("p", "q", "lo", "hi", "u", "w"))
+A, B, C0, C1, C2, C3, N = (
+    tl.constexpr(COLUMNS.index(name)) for name in ("a", "b", "c0", "c1", "c2", "c3", "n")
+)
+K, G, G_UNCOND, CALL, SLOT, ACCEPT, ALPHA, SIGMA = (
+    tl.constexpr(COLUMNS.index(name))
+    for name in ("k", "g", "g_uncond", "call", "slot", "accept", "alpha", "sigma")
+)
+
+
+@triton.jit
+def weight(row_ptr, column):
+    return tl.load(row_ptr + column).to(tl.float32)
+
+
+@triton.jit
+def where_weighed(weight, ahead, inside):
+    """inside, or nothing where the weight is 0. Compares elements, as the interpreter cannot spread a condition."""
+    return inside & (ahead < tl.where(weight != 0, 1 << 30, 0))
+
+
+@triton.jit
+def add(total, weight, ptr, start, ahead, inside):
+    """total + weight*tensor, unread where the weight is 0; NaN where a weight asks for a tensor that was not given."""
+    if ptr is not None:
+        here = where_weighed(weight, ahead, inside)
+        value = tl.load(ptr + start + ahead, mask=here, other=0.0).to(tl.float32)
+        result = tl.fma(value, weight, total)
+    else:
+        result = tl.where(weight != 0, float("nan"), total)
+    return result
+
+
+@triton.jit
+def add_known(total, weight, value):
+    """total + weight*value for a value that is there, and may be NaN where the weight is 0."""
+    return tl.where(weight != 0, tl.fma(value, weight, total), total)
+
+
+@triton.jit
+def of_sample(ptr, sample, wanted):
+    """One sample's value, 1 where there is none or it is not wanted."""
+    if ptr is not None:
+        value = tl.load(ptr + sample, mask=wanted, other=1.0).to(tl.float32)
+    else:
+        value = 1.0
+    return value
+
+
+@triton.jit
+def row_value(row_ptr, x, output_ptr, uncond_ptr, bound_ptr, gain_ptr, sample, start, ahead, inside):
+    """u*x + w*clamp(p*x + q*F), 0 for a row without a model output."""
+    call = weight(row_ptr, CALL)
+    w = weight(row_ptr, W) * call
+    u = weight(row_ptr, U) * call
+    p = tl.where(w != 0, weight(row_ptr, P), 0.0)
+    q = tl.where(w != 0, weight(row_ptr, Q), 0.0)
+    qg = q * of_sample(gain_ptr, sample, q != 0)
+    g = tl.where(q != 0, weight(row_ptr, G), 0.0)
+    g_uncond = tl.where(q != 0, weight(row_ptr, G_UNCOND), 0.0)
+
+    zero = tl.zeros_like(x)
+    guided = add(zero, g, output_ptr, start, ahead, inside)
+    guided = add(guided, g_uncond, uncond_ptr, start, ahead, inside)
+    data = tl.fma(guided, qg, add_known(zero, p, x))
+    if bound_ptr is not None:
+        hi = of_sample(bound_ptr, sample, w != 0)
+        lo = -hi
+        w = tl.where(w != 0, tl.div_rn(w, hi), 0.0)
+    else:
+        lo = weight(row_ptr, LO)
+        hi = weight(row_ptr, HI)
+    data = tl.where(data < lo, lo, data)  # unlike maximum, keeps NaN
+    data = tl.where(data > hi, hi, data)
+    return add_known(add_known(zero, u, x), w, data)
+
+
+@triton.jit
+def row_noise(seeds_ptr, sample, n, stream, first, BLOCK: tl.constexpr):
+    """A sample's counter-based noise, 0 where it has no weight."""
+    noise = tl.zeros([BLOCK], tl.float32)
+    if n != 0:
+        noise = counter.normal(tl.load(seeds_ptr + sample), stream, first, BLOCK)
+    return noise
+
+
+@triton.jit(do_not_specialize=["tiles"])
+def step_kernel(
+    x_next_ptr,  # x_ptr itself in place
+    x_ptr,
+    output_ptr,
+    uncond_ptr,
+    table_ptr,
+    index_ptr,
+    anchor_ptr,
+    h1_ptr,  # of a ring: its first slot, as are h2_ptr and h3_ptr
+    h2_ptr,
+    h3_ptr,
+    noise_ptr,
+    bound_ptr,
+    gain_ptr,
+    mask_ptr,
+    known_ptr,
+    known_noise_ptr,
+    seeds_ptr,
+    value_ptr,
+    input_ptr,
+    total,  # elements of x
+    inner,  # elements of one sample, total where samples do not differ
+    tiles,  # programs a sample takes
+    slots,  # of the ring
+    RING: tl.constexpr,
+    HALVES: tl.constexpr,  # output holds uncond after itself
+    IN_PLACE: tl.constexpr,
+    TWICE: tl.constexpr,  # the input is written twice
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0)
+    sample = (program // tiles).to(tl.int64)
+    first = (program % tiles).to(tl.int64) * BLOCK
+    ahead = tl.arange(0, BLOCK)
+    inside = first + ahead < inner
+    start = sample * inner + first
+
+    index = tl.load(index_ptr)
+    row_ptr = table_ptr + index * COLUMN_COUNT
+    x = tl.load(x_ptr + start + ahead, mask=inside, other=0.0)
+
+    if HALVES:
+        uncond_ptr = output_ptr + total
+    if RING:
+        slot = weight(row_ptr, SLOT).to(tl.int64) + 3 * slots
+        value_ptr += slot % slots * total
+        h3_ptr += (slot - 3) % slots * total
+        h2_ptr += (slot - 2) % slots * total
+        h1_ptr += (slot - 1) % slots * total
+
+    next = add_known(tl.zeros_like(x), weight(row_ptr, A), x)
+    next = add(next, weight(row_ptr, B), anchor_ptr, start, ahead, inside)
+    value = row_value(row_ptr, x, output_ptr, uncond_ptr, bound_ptr, gain_ptr, sample, start, ahead, inside)
+    next = add_known(next, weight(row_ptr, C0), value)
+    next = add(next, weight(row_ptr, C1), h1_ptr, start, ahead, inside)
+    next = add(next, weight(row_ptr, C2), h2_ptr, start, ahead, inside)
+    next = add(next, weight(row_ptr, C3), h3_ptr, start, ahead, inside)
+    n = weight(row_ptr, N)
+    if seeds_ptr is not None:
+        next = tl.fma(row_noise(seeds_ptr, sample, n, index + 1, first, BLOCK), n, next)
+    else:
+        next = add(next, n, noise_ptr, start, ahead, inside)
+    if mask_ptr is not None:
+        mask = tl.load(mask_ptr + start + ahead, mask=inside, other=1.0)
+        kept = add(tl.zeros_like(x), weight(row_ptr, ALPHA), known_ptr, start, ahead, inside)
+        kept = add(kept, weight(row_ptr, SIGMA), known_noise_ptr, start, ahead, inside)
+        next = tl.fma(mask, next, (1.0 - mask) * kept)
+
+    if IN_PLACE:
+        tl.debug_barrier()  # another thread may write the slot of the ring, or the anchor, that this one has read
+        tl.store(x_next_ptr + start + ahead, next, mask=inside)
+        if anchor_ptr is not None:
+            accepted = where_weighed(weight(row_ptr, ACCEPT), ahead, inside)
+            tl.store(anchor_ptr + start + ahead, next, mask=accepted)
+    else:
+        tl.store(x_next_ptr + start + ahead, next, mask=inside)
+    if value_ptr is not None:
+        written = where_weighed(weight(row_ptr, CALL), ahead, inside) if IN_PLACE else inside
+        tl.store(value_ptr + start + ahead, value, mask=written)
+    if input_ptr is not None:
+        scaled = (next * weight(row_ptr, K)).to(input_ptr.dtype.element_ty)
+        tl.store(input_ptr + start + ahead, scaled, mask=inside)
+        if TWICE:
+            tl.store(input_ptr + total + start + ahead, scaled, mask=inside)
+
+
+STEP = Launcher(step_kernel, **OPTIONS)
+
+
+def launch(
+    x: Tensor,
+    output: Tensor | None,
+    table: Tensor,
+    index: Tensor,
+    uncond: Tensor | None,
+    anchor: Tensor | None,
+    h1: Tensor | None,
+    h2: Tensor | None,
+    h3: Tensor | None,
+    noise: Tensor | None,
+    bound: Tensor | None,
+    gain: Tensor | None,
+    mask: Tensor | None,
+    known: Tensor | None,
+    known_noise: Tensor | None,
+    seeds: Tensor | None,
+    input_dtype: torch.dtype,
+    doubled: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x and every image: [B, ...] dense, laid out like x with the batch outermost, float32 (output, [B, ...] or [2B,
+    ...], and uncond: any of the three float dtypes); table: [N, 22] float64; index: [] int64; bound, gain: [B] float32;
+    seeds: [B] int64, for a contiguous x. All on one GPU. Returns x_next, value (empty [0] without output) and the next
+    input (twice the batch if doubled), on the caller's current stream."""
+    x_next = torch.empty_like(x)
+    value = x.new_empty(0) if output is None else torch.empty_like(x)
+    samples = x.shape[0] * (2 if doubled else 1)
+    x_in = torch.empty_strided((samples, *x.shape[1:]), x.stride(), dtype=input_dtype, device=x.device)
+    step(
+        (x_next, x, output, uncond, table, index, anchor, h1, h2, h3, noise, bound, gain, mask, known, known_noise,
+         seeds, None if output is None else value, x_in),
+        slots=0,
+    )  # fmt: skip
+    return x_next, value, x_in
+
+
+def launch_(
+    x: Tensor,
+    output: Tensor | None,
+    table: Tensor,
+    index: Tensor,
+    uncond: Tensor | None,
+    anchor: Tensor | None,
+    history: Tensor | None,
+    noise: Tensor | None,
+    bound: Tensor | None,
+    gain: Tensor | None,
+    mask: Tensor | None,
+    known: Tensor | None,
+    known_noise: Tensor | None,
+    seeds: Tensor | None,
+    input: Tensor | None,
+) -> None:
+    """The same in place: x becomes x_next, so does anchor if the row is accepted, history ([S, *x.shape], each slot
+    laid out like x) takes value at slot % S, and input ([B, ...] or [2B, ...]) the next model input."""
+    step(
+        (x, x, output, uncond, table, index, anchor, history, history, history, noise, bound, gain, mask, known,
+         known_noise, seeds, history, input),
+        slots=0 if history is None else history.shape[0],
+    )  # fmt: skip
+
+
+def step(tensors: tuple[Tensor | None, ...], *, slots: int) -> None:
+    """Launches the kernel on its tensors, in its order; slots: of the ring, 0 for none."""
+    x_next, x, output, uncond, *_, bound, gain, _, _, _, seeds, _, x_in = tensors
+    total = x.numel()
+    if total == 0:
+        return
+    per_sample = not (bound is None and gain is None and seeds is None)
+    inner = total // x.shape[0] if per_sample else total
+    block = SMALL_BLOCK if total < SMALL else BLOCK
+    tiles = triton.cdiv(inner, block)
+    halves = output is not None and uncond is None and output.shape[0] != x.shape[0]
+    twice = x_in is not None and x_in.shape[0] != x.shape[0]
+    constants = (slots > 0, halves, x_next is x, twice, block)
+    STEP(total // inner * tiles, tensors, (total, inner, tiles, max(slots, 1)), constants)
