@@ -11,91 +11,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdiff.kernels import counter
+from fastdiff.kernels import counter, row
 from fastdiff.kernels.launch import Launcher
-from fastdiff.reference import COLUMNS, WIDTH
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 BLOCK = 1024
 SMALL_BLOCK = 512  # gives an image of few elements twice the programs
 SMALL = 2**17
 
-COLUMN_COUNT = tl.constexpr(WIDTH)
-P, Q, LO, HI, U, W = (tl.constexpr(COLUMNS.index(name)) for name in ("p", "q", "lo", "hi", "u", "w"))
-A, B, C0, C1, C2, C3, N = (
-    tl.constexpr(COLUMNS.index(name)) for name in ("a", "b", "c0", "c1", "c2", "c3", "n")
-)
-K, G, G_UNCOND, CALL, SLOT, ACCEPT, ALPHA, SIGMA = (
-    tl.constexpr(COLUMNS.index(name))
-    for name in ("k", "g", "g_uncond", "call", "slot", "accept", "alpha", "sigma")
-)
-
-
-@triton.jit
-def weight(row_ptr, column):
-    return tl.load(row_ptr + column).to(tl.float32)
-
-
-@triton.jit
-def where_weighed(weight, ahead, inside):
-    """inside, or nothing where the weight is 0. Compares elements, as the interpreter cannot spread a condition."""
-    return inside & (ahead < tl.where(weight != 0, 1 << 30, 0))
-
-
-@triton.jit
-def add(total, weight, ptr, start, ahead, inside):
-    """total + weight*tensor, unread where the weight is 0; NaN where a weight asks for a tensor that was not given."""
-    if ptr is not None:
-        here = where_weighed(weight, ahead, inside)
-        value = tl.load(ptr + start + ahead, mask=here, other=0.0).to(tl.float32)
-        result = tl.fma(value, weight, total)
-    else:
-        result = tl.where(weight != 0, float("nan"), total)
-    return result
-
-
-@triton.jit
-def add_known(total, weight, value):
-    """total + weight*value for a value that is there, and may be NaN where the weight is 0."""
-    return tl.where(weight != 0, tl.fma(value, weight, total), total)
-
-
-@triton.jit
-def of_sample(ptr, sample, wanted):
-    """One sample's value, 1 where there is none or it is not wanted."""
-    if ptr is not None:
-        value = tl.load(ptr + sample, mask=wanted, other=1.0).to(tl.float32)
-    else:
-        value = 1.0
-    return value
-
 
 @triton.jit
 def row_value(row_ptr, x, output_ptr, uncond_ptr, bound_ptr, gain_ptr, sample, start, ahead, inside):
     """u*x + w*clamp(p*x + q*F), 0 for a row without a model output."""
-    call = weight(row_ptr, CALL)
-    w = weight(row_ptr, W) * call
-    u = weight(row_ptr, U) * call
-    p = tl.where(w != 0, weight(row_ptr, P), 0.0)
-    q = tl.where(w != 0, weight(row_ptr, Q), 0.0)
-    qg = q * of_sample(gain_ptr, sample, q != 0)
-    g = tl.where(q != 0, weight(row_ptr, G), 0.0)
-    g_uncond = tl.where(q != 0, weight(row_ptr, G_UNCOND), 0.0)
-
-    zero = tl.zeros_like(x)
-    guided = add(zero, g, output_ptr, start, ahead, inside)
-    guided = add(guided, g_uncond, uncond_ptr, start, ahead, inside)
-    data = tl.fma(guided, qg, add_known(zero, p, x))
+    call = row.weight(row_ptr, row.CALL)
+    w = row.weight(row_ptr, row.W) * call
+    u = row.weight(row_ptr, row.U) * call
+    data = row.predicted(row_ptr, w, x, output_ptr, uncond_ptr, gain_ptr, sample, start, ahead, inside)
     if bound_ptr is not None:
-        hi = of_sample(bound_ptr, sample, w != 0)
+        hi = row.of_sample(bound_ptr, sample, w != 0)
         lo = -hi
         w = tl.where(w != 0, tl.div_rn(w, hi), 0.0)
     else:
-        lo = weight(row_ptr, LO)
-        hi = weight(row_ptr, HI)
+        lo = row.weight(row_ptr, row.LO)
+        hi = row.weight(row_ptr, row.HI)
     data = tl.where(data < lo, lo, data)  # unlike maximum, keeps NaN
     data = tl.where(data > hi, hi, data)
-    return add_known(add_known(zero, u, x), w, data)
+    return row.add_known(row.add_known(tl.zeros_like(x), u, x), w, data)
 
 
 @triton.jit
@@ -146,49 +87,49 @@ def step_kernel(
     start = sample * inner + first
 
     index = tl.load(index_ptr)
-    row_ptr = table_ptr + index * COLUMN_COUNT
+    row_ptr = table_ptr + index * row.COLUMN_COUNT
     x = tl.load(x_ptr + start + ahead, mask=inside, other=0.0)
 
     if HALVES:
         uncond_ptr = output_ptr + total
     if RING:
-        slot = weight(row_ptr, SLOT).to(tl.int64) + 3 * slots
+        slot = row.weight(row_ptr, row.SLOT).to(tl.int64) + 3 * slots
         value_ptr += slot % slots * total
         h3_ptr += (slot - 3) % slots * total
         h2_ptr += (slot - 2) % slots * total
         h1_ptr += (slot - 1) % slots * total
 
-    next = add_known(tl.zeros_like(x), weight(row_ptr, A), x)
-    next = add(next, weight(row_ptr, B), anchor_ptr, start, ahead, inside)
+    next = row.add_known(tl.zeros_like(x), row.weight(row_ptr, row.A), x)
+    next = row.add(next, row.weight(row_ptr, row.B), anchor_ptr, start, ahead, inside)
     value = row_value(row_ptr, x, output_ptr, uncond_ptr, bound_ptr, gain_ptr, sample, start, ahead, inside)
-    next = add_known(next, weight(row_ptr, C0), value)
-    next = add(next, weight(row_ptr, C1), h1_ptr, start, ahead, inside)
-    next = add(next, weight(row_ptr, C2), h2_ptr, start, ahead, inside)
-    next = add(next, weight(row_ptr, C3), h3_ptr, start, ahead, inside)
-    n = weight(row_ptr, N)
+    next = row.add_known(next, row.weight(row_ptr, row.C0), value)
+    next = row.add(next, row.weight(row_ptr, row.C1), h1_ptr, start, ahead, inside)
+    next = row.add(next, row.weight(row_ptr, row.C2), h2_ptr, start, ahead, inside)
+    next = row.add(next, row.weight(row_ptr, row.C3), h3_ptr, start, ahead, inside)
+    n = row.weight(row_ptr, row.N)
     if seeds_ptr is not None:
         next = tl.fma(row_noise(seeds_ptr, sample, n, index + 1, first, BLOCK), n, next)
     else:
-        next = add(next, n, noise_ptr, start, ahead, inside)
+        next = row.add(next, n, noise_ptr, start, ahead, inside)
     if mask_ptr is not None:
         mask = tl.load(mask_ptr + start + ahead, mask=inside, other=1.0)
-        kept = add(tl.zeros_like(x), weight(row_ptr, ALPHA), known_ptr, start, ahead, inside)
-        kept = add(kept, weight(row_ptr, SIGMA), known_noise_ptr, start, ahead, inside)
+        kept = row.add(tl.zeros_like(x), row.weight(row_ptr, row.ALPHA), known_ptr, start, ahead, inside)
+        kept = row.add(kept, row.weight(row_ptr, row.SIGMA), known_noise_ptr, start, ahead, inside)
         next = tl.fma(mask, next, (1.0 - mask) * kept)
 
     if IN_PLACE:
         tl.debug_barrier()  # another thread may write the slot of the ring, or the anchor, that this one has read
         tl.store(x_next_ptr + start + ahead, next, mask=inside)
         if anchor_ptr is not None:
-            accepted = where_weighed(weight(row_ptr, ACCEPT), ahead, inside)
+            accepted = row.where_weighed(row.weight(row_ptr, row.ACCEPT), ahead, inside)
             tl.store(anchor_ptr + start + ahead, next, mask=accepted)
     else:
         tl.store(x_next_ptr + start + ahead, next, mask=inside)
     if value_ptr is not None:
-        written = where_weighed(weight(row_ptr, CALL), ahead, inside) if IN_PLACE else inside
+        written = row.where_weighed(row.weight(row_ptr, row.CALL), ahead, inside) if IN_PLACE else inside
         tl.store(value_ptr + start + ahead, value, mask=written)
     if input_ptr is not None:
-        scaled = (next * weight(row_ptr, K)).to(input_ptr.dtype.element_ty)
+        scaled = (next * row.weight(row_ptr, row.K)).to(input_ptr.dtype.element_ty)
         tl.store(input_ptr + start + ahead, scaled, mask=inside)
         if TWICE:
             tl.store(input_ptr + total + start + ahead, scaled, mask=inside)
