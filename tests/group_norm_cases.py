@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdiff import ops
+
 SHAPES = [
     ((2, 32, 16, 16), 8),
     ((1, 20, 33), 4),
@@ -100,13 +102,14 @@ def inputs(
     dtype: torch.dtype,
     generator: torch.Generator,
     *,
-    options: str = "affine",
+    options: str | tuple[str, ...] = "affine",
     vectors: torch.dtype | None = None,
     mean: float = 0.0,
     layout: str = "contiguous",
 ) -> Inputs:
-    """Drawn inputs with these OPTIONS in this one of LAYOUTS; vectors: the dtype of all but x and residual."""
-    wanted = OPTIONS[options]
+    """Drawn inputs with these OPTIONS (a name, or what is given) in this one of LAYOUTS; vectors: the dtype of all but
+    x and residual."""
+    wanted = OPTIONS[options] if isinstance(options, str) else options
 
     def vector(name: str, *size: int, around: float = 0.0) -> Tensor | None:
         return draw(size, vectors or dtype, generator, around, 0.5) if name in wanted else None
@@ -170,6 +173,15 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "turned": turned,
     "shuffled": shuffled,
 }
+
+
+def through_ops(given: Inputs) -> tuple[Tensor, Tensor]:
+    """(summed, y) by the public functions. summed is x without residual."""
+    x, groups, weight, bias, eps, add, scale, shift, activation, residual = given
+    options = {"add": add, "scale": scale, "shift": shift, "activation": activation}
+    if residual is None:
+        return x, ops.group_norm_silu(x, groups, weight, bias, eps, **options)
+    return ops.add_group_norm_silu(x, residual, groups, weight, bias, eps, **options)
 
 
 def composition(given: Inputs) -> tuple[Tensor, Tensor]:

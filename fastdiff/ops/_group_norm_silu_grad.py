@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fastdiff import backend, reference
-from fastdiff.errors import BackendError
 from fastdiff.ops import _checks
 from fastdiff.ops._register import define
 
@@ -60,11 +59,8 @@ def backward(
     if grad is not None:
         x, mean, rstd, *tensors = ctx.saved_tensors
         vectors = dict(zip(VECTORS, tensors, strict=True))
-        if torch.is_grad_enabled():  # a gradient of the gradient is wanted: differentiate the formula
-            found = _through_the_formula(ctx, needs, x, vectors, grad)
-        else:
-            dx, sums = _kernel(ctx, grad, x, mean, rstd, vectors)
-            found = {"x": dx, **_from_sums(sums, needs, vectors)}
+        dx, sums = _sums(ctx, grad, x, mean, rstd, vectors)
+        found = {"x": dx, **_from_sums(sums, needs, vectors)}
     if grad_summed is not None:
         through = found.get("x")
         found["x"] = grad_summed if through is None else through + grad_summed
@@ -72,20 +68,20 @@ def backward(
     return tuple(found.get(name) if needs[name] else None for name in NAMES)
 
 
-def _kernel(
+def _sums(
     ctx: Any, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, vectors: dict[str, Tensor | None]
 ) -> tuple[Tensor, Tensor]:
-    """(dx, sums) on the backend that has the kernel for x."""
-    try:
-        name = backend.select("group_norm_silu_backward", x.device.type, x.dtype)
-    except BackendError:
-        name = "reference"
+    """(dx, sums): by the kernel for x or, where a gradient of the gradient is wanted, by the formula."""
     weight, bias, add, scale, shift = (vectors[n] for n in VECTORS)
+    if torch.is_grad_enabled():
+        name = "reference"
+        mean, rstd = reference.group_statistics(x, ctx.num_groups, ctx.eps, add)  # they depend on x
+    else:
+        name = backend.select("group_norm_silu_backward", x.device.type, x.dtype)
+    op = _reference if name == "reference" else OVERLOADS[name]
     grad = _checks.laid_out_like(grad, x)
-    code = ctx.activation
-    arguments = (grad, x, ctx.num_groups, weight, bias, mean, rstd, add, scale, shift, code)
-    found: tuple[Tensor, Tensor] = (
-        _reference(*arguments) if name == "reference" else OVERLOADS[name](*arguments)
+    found: tuple[Tensor, Tensor] = op(
+        grad, x, ctx.num_groups, weight, bias, mean, rstd, add, scale, shift, ctx.activation
     )
     return found
 
@@ -110,25 +106,6 @@ def _from_sums(
         n: found[n].to(t.dtype) if needs[n] and (t := vectors[n]) is not None else None  # type: ignore[union-attr]
         for n in VECTORS
     }
-
-
-def _through_the_formula(
-    ctx: Any, needs: dict[str, bool], x: Tensor, vectors: dict[str, Tensor | None], grad: Tensor
-) -> dict[str, Tensor | None]:
-    """The gradients by autograd through the reference, themselves differentiable."""
-    weight, bias, add, scale, shift = (vectors[n] for n in VECTORS)
-    y = reference.group_norm_silu(
-        x, ctx.num_groups, weight, bias, ctx.eps, add=add, scale=scale, shift=shift,
-        activation=reference.ACTIVATIONS[ctx.activation],
-    )  # fmt: skip
-    tensors = {"x": x, **vectors}
-    wanted = [
-        n for n, t in tensors.items() if t is not None and (needs[n] or (n == "x" and needs["residual"]))
-    ]
-    found = torch.autograd.grad(
-        y, [t for n in wanted if (t := tensors[n]) is not None], grad, create_graph=True
-    )
-    return dict(zip(wanted, found, strict=True))
 
 
 def _reference(
