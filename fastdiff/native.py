@@ -7,6 +7,7 @@ compiling on first use, and FASTDIFF_ISA (generic, avx2, avx512) narrows the CPU
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 import threading
@@ -70,7 +71,12 @@ def _cpu_library() -> ctypes.CDLL:
     reason = problem("cpu")
     if reason:
         raise BuildError(f"the C++ kernels are not there: {reason}")
-    return ctypes.CDLL(str(_loaded["cpu"]))
+    return _opened(_loaded["cpu"])
+
+
+@functools.cache
+def _opened(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path))
 
 
 def _try_to_load(device: str) -> str | None:

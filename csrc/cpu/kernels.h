@@ -10,19 +10,6 @@ namespace fastdiff {
 
 enum class Dtype : int { f32, f16, bf16 };
 
-// out = alpha*x0 + sigma*noise over dense memory of `batch` samples. alpha_step, sigma_step: 1 for one value
-// a sample, 0 for one value for all.
-struct AddNoise {
-    const void* x0;
-    const void* noise;
-    void* out;
-    Dtype dtype;
-    const float* alpha;
-    const float* sigma;
-    int64_t alpha_step, sigma_step;
-    int64_t sample_size;
-};
-
 // x = alpha*x0 + sigma*noise and velocity = alpha*noise - sigma*x0 for elements [begin, end), x0, x, velocity
 // and noise being of `dtype`. drawn: float32, the noise of those elements, drawn[0] being that of `begin`; it
 // is rounded to dtype, used as rounded, and written to noise. Without drawn, noise is read. velocity, x may
@@ -37,6 +24,7 @@ struct QSample {
     const float* sigma;
     int64_t alpha_step, sigma_step;
     int64_t sample_size;
+    bool streams;  // results go past the caches, which could not hold them
 };
 
 // One row of a plan over dense memory, read and written element by element:
@@ -94,7 +82,6 @@ struct Deviations {
 // Each works on the half-open range [begin, end) of what it is parallel over.
 struct Kernels {
     const char* name;
-    void (*add_noise)(const AddNoise&, int64_t begin, int64_t end);                    // elements
     void (*q_sample)(const QSample&, const float* drawn, int64_t begin, int64_t end);  // elements
     void (*solver_step)(const SolverStep&, int64_t begin, int64_t end);                // elements
     void (*magnitudes)(const Mixture&, int64_t begin, int64_t end, float* out);        // elements

@@ -1,7 +1,6 @@
 // Compiled once for each instruction set, with -DFASTDIFF_LEVEL=<name> and that level's flags. Nothing here
 // may leave a symbol that another file could share (no standard library, all in the level's own namespace):
 // the linker might keep the copy that this processor cannot run.
-#include "add_noise.h"
 #include "counter.h"
 #include "group_norm_silu.h"
 #include "mixture.h"
@@ -18,7 +17,6 @@ namespace FASTDIFF_LEVEL {
 extern const Kernels table;
 const Kernels table = {
     FASTDIFF_STRING(FASTDIFF_LEVEL),
-    add_noise,
     q_sample,
     solver_step,
     magnitudes,

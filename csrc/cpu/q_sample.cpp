@@ -1,4 +1,6 @@
-// q_sample and randn_like on the CPU: noise that is given, drawn from a generator's state, or counter-based.
+// add_noise, q_sample and randn_like on the CPU: noise that is given, drawn from a generator's state, or
+// counter-based.
+#include "fresh.h"
 #include "mt19937.h"
 
 namespace fastdiff {
@@ -38,10 +40,10 @@ struct Plan {
           tail(dtype == Dtype::f32 ? size : blocks * 16) {}
 };
 
-// Every thread runs through all the words before its share, which costs about an eighth of making values of
+// Every thread runs through all the words before its share, which costs about a tenth of making values of
 // them: so each takes less than the one before.
 std::vector<int64_t> shares(int64_t blocks, int64_t threads) {
-    constexpr double kSkipping = 0.125;
+    constexpr double kSkipping = 0.1;
     double total = 0, part = 1;
     for (int64_t t = 0; t < threads; ++t, part *= 1 - kSkipping) total += part;
     std::vector<int64_t> begins{0};
@@ -142,48 +144,67 @@ const float* level(const Tensor& t, int64_t batch, int64_t& step) {
     return static_cast<const float*>(t.data_ptr());
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> q_sample(
-    const Tensor& x0, const Maybe& noise, const Tensor& alpha, const Tensor& sigma, const Maybe& state,
-    const Maybe& seeds, int64_t stream, bool velocity) {
-    const int64_t batch = size_of(x0), numel = x0.numel();
-    require(x0.is_cpu() && is_dense(x0), "x0 must be dense and on the CPU");
-    const auto none = [&](ScalarType type) {
-        return torch::stable::new_empty(x0, std::vector<int64_t>{0}, type);
-    };
+// What x0, alpha and sigma say, and x to be written.
+QSample levels_of(const Tensor& x0, const Tensor& alpha, const Tensor& sigma, const Tensor& x) {
+    const int64_t batch = size_of(x0);
     QSample args = {};
     args.dtype = dtype_of(x0);
     args.alpha = level(alpha, batch, args.alpha_step);
     args.sigma = level(sigma, batch, args.sigma_step);
-    args.sample_size = batch ? numel / batch : 0;
-    Tensor x = torch::stable::empty_like(x0);
-    Tensor target = velocity ? torch::stable::empty_like(x0) : none(x0.scalar_type());
+    args.sample_size = batch ? x0.numel() / batch : 0;
     args.x0 = x0.data_ptr();
     args.x = x.data_ptr();
-    args.velocity = velocity ? target.data_ptr() : nullptr;
-    if (!noise) {
-        Tensor drawn = torch::stable::empty_like(x0);
-        args.noise = drawn.data_ptr();
-        return {x, drawn, target, draw_all(args, x0, state, seeds, stream)};
-    }
-    require(!state && !seeds, "give one of noise, state and seeds");
+    args.streams = exceeds_caches(3 * x0.numel() * width_of(args.dtype));  // x0, noise, x
+    return args;
+}
+
+void mix(QSample args, const Tensor& x0, const Tensor& noise) {
     require(
-        noise->is_cpu() && noise->scalar_type() == x0.scalar_type() && same_layout(x0, *noise),
+        noise.is_cpu() && noise.scalar_type() == x0.scalar_type() && same_layout(x0, noise),
         "noise must have x0's dtype and layout");
-    args.noise = noise->data_ptr();
+    args.noise = noise.data_ptr();
     const auto kernel = kernels().q_sample;
+    const int64_t numel = x0.numel();
     if (numel)
         run_parallel(
             numel, 1024, 65536, [&](int64_t begin, int64_t end) { kernel(args, nullptr, begin, end); });
-    return {x, none(x0.scalar_type()), target, none(ScalarType::Byte)};
+}
+
+Tensor add_noise(const Tensor& x0, const Tensor& noise, const Tensor& alpha, const Tensor& sigma) {
+    require(x0.is_cpu() && is_dense(x0), "x0 must be dense and on the CPU");
+    Tensor x = fresh_like(x0);
+    mix(levels_of(x0, alpha, sigma, x), x0, noise);
+    return x;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> q_sample(
+    const Tensor& x0, const Maybe& noise, const Tensor& alpha, const Tensor& sigma, const Maybe& state,
+    const Maybe& seeds, int64_t stream, bool velocity) {
+    require(x0.is_cpu() && is_dense(x0), "x0 must be dense and on the CPU");
+    const auto none = [&](ScalarType type) {
+        return torch::stable::new_empty(x0, std::vector<int64_t>{0}, type);
+    };
+    Tensor x = fresh_like(x0), target = velocity ? fresh_like(x0) : none(x0.scalar_type());
+    QSample args = levels_of(x0, alpha, sigma, x);
+    args.velocity = velocity ? target.data_ptr() : nullptr;
+    if (noise) {
+        require(!state && !seeds, "give one of noise, state and seeds");
+        mix(args, x0, *noise);
+        return {x, none(x0.scalar_type()), target, none(ScalarType::Byte)};
+    }
+    Tensor drawn = fresh_like(x0);
+    args.noise = drawn.data_ptr();
+    return {x, drawn, target, draw_all(args, x0, state, seeds, stream)};
 }
 
 std::tuple<Tensor, Tensor> randn_like(
     const Tensor& x, const Maybe& state, const Maybe& seeds, int64_t stream) {
     require(x.is_cpu(), "x must be on the CPU");
-    Tensor out = torch::stable::empty_like(x);
+    Tensor out = fresh_like(x);
     QSample args = {};
     args.dtype = dtype_of(x);
     args.noise = out.data_ptr();
+    args.streams = exceeds_caches(x.numel() * width_of(args.dtype));
     args.sample_size = size_of(x) ? x.numel() / size_of(x) : 0;
     Tensor after = draw_all(args, x, state, seeds, stream);
     return {out, after};
@@ -193,6 +214,7 @@ std::tuple<Tensor, Tensor> randn_like(
 }  // namespace fastdiff
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
+    library.impl("add_noise", TORCH_BOX(&fastdiff::add_noise));
     library.impl("q_sample", TORCH_BOX(&fastdiff::q_sample));
     library.impl("randn_like", TORCH_BOX(&fastdiff::randn_like));
 }

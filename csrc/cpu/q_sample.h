@@ -12,6 +12,43 @@ FASTDIFF_INLINE Floats rounded(Floats v, T) {
     return widen(narrow(v, T{}), T{});
 }
 
+// Stores past the caches: without reading the line first. p is aligned to the size of what is stored.
+FASTDIFF_INLINE void stream(float* p, Floats v) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
+#elif defined(__AVX2__)
+    _mm256_stream_ps(p, reinterpret_cast<__m256>(v));
+#else
+    store(p, v);
+#endif
+}
+template <class T>
+FASTDIFF_INLINE void stream(T* p, Floats v) {
+#if defined(__AVX512F__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(narrow(v, T{})));
+#elif defined(__AVX2__)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), reinterpret_cast<__m128i>(narrow(v, T{})));
+#else
+    store(p, v);
+#endif
+}
+
+FASTDIFF_INLINE void finish_streams() {
+#if defined(__AVX2__)
+    _mm_sfence();  // before other threads may read
+#endif
+}
+
+template <class P, class T>
+FASTDIFF_INLINE void put(T* p, const Tile<P::unroll>& tile, int64_t count, bool streams) {
+    constexpr uintptr_t kAlign = kLanes * sizeof(T);
+    if (P::whole && streams && reinterpret_cast<uintptr_t>(p) % kAlign == 0) {
+        for (int j = 0; j < P::unroll; ++j) stream(p + j * kLanes, tile.v[j]);
+    } else {
+        store_tile<P>(p, tile, count);
+    }
+}
+
 template <class P, class T>
 FASTDIFF_INLINE void q_sample_tile(
     const QSample& s, const float* drawn, float alpha, float sigma, int64_t i, int64_t count) {
@@ -19,7 +56,7 @@ FASTDIFF_INLINE void q_sample_tile(
     if (drawn) {
         noise = load_tile<P>(drawn, count);
         for (int j = 0; j < P::unroll; ++j) noise.v[j] = rounded(noise.v[j], T{});
-        store_tile<P>(static_cast<T*>(s.noise) + i, noise, count);
+        put<P>(static_cast<T*>(s.noise) + i, noise, count, s.streams);
         if (!s.x) return;
     } else {
         noise = load_tile<P>(static_cast<const T*>(s.noise) + i, count);
@@ -28,10 +65,10 @@ FASTDIFF_INLINE void q_sample_tile(
     const Floats a = splat(alpha), b = splat(sigma);
     Tile<P::unroll> out;
     for (int j = 0; j < P::unroll; ++j) out.v[j] = weighted(a, x0.v[j], b, noise.v[j]);
-    store_tile<P>(static_cast<T*>(s.x) + i, out, count);
+    put<P>(static_cast<T*>(s.x) + i, out, count, s.streams);
     if (!s.velocity) return;
     for (int j = 0; j < P::unroll; ++j) out.v[j] = weighted(a, noise.v[j], -b, x0.v[j]);
-    store_tile<P>(static_cast<T*>(s.velocity) + i, out, count);
+    put<P>(static_cast<T*>(s.velocity) + i, out, count, s.streams);
 }
 
 template <class T>
@@ -52,6 +89,7 @@ void q_sample_of(const QSample& args, const float* drawn, int64_t begin, int64_t
         });
         i = stop;
     }
+    if (s.streams) finish_streams();
 }
 
 void q_sample(const QSample& args, const float* drawn, int64_t begin, int64_t end) {

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdiff import backend, native, reference
 from fastdiff.ops._register import define
 
-FEWEST = 2048
+FEWEST = 4096
 """Values below which torch.randn is quicker than carrying the state of a CPU generator to and fro."""
 
 _lock = threading.Lock()  # of every generator: held from reading its state to writing it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -18,16 +19,49 @@ def add_noise(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | T
     x0, noise: [B, ...], one dtype and device; alpha, sigma: a number, or one for each sample [B].
     Returns a tensor like x0 (dtype, memory format). Differentiable in every tensor.
     """
-    if backend.is_direct("add_noise") and _checks.on_cpu(x0, noise, alpha, sigma):
+    if backend.is_direct("add_noise") and _is_plain(x0, noise, alpha, sigma):
         try:  # the kernel checks all it reads, at a fraction of the cost
-            return NATIVE(x0, noise, _direct(alpha), _direct(sigma))
-        except (RuntimeError, TypeError):
+            with (
+                torch._C._AutoDispatchBelowAutograd()
+            ):  # finding out that no gradient is wanted costs as much again
+                return NATIVE(x0, noise, _direct(alpha), _direct(sigma))
+        except (RuntimeError, TypeError, NotImplementedError):
             pass
     return _checked(x0, noise, alpha, sigma)
 
 
+def _is_plain(*values: float | Tensor) -> bool:
+    """Whether every tensor is on the CPU, itself and not a stand-in, and no derivative is wanted."""
+    if torch.compiler.is_compiling() or transformed():
+        return False
+    recording = torch.is_grad_enabled()
+    for value in values:
+        if type(value) is Tensor:
+            if not value.is_cpu or (recording and value.requires_grad):
+                return False
+        elif isinstance(value, Tensor):
+            return False
+    return True
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or forwards()
+
+
+def forwards() -> bool:
+    """Whether forward-mode differentiation is at work, which sees through PyTorch's own operations only."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
 def _direct(value: float | Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.full((1,), value, dtype=torch.float32)
+    return value if isinstance(value, Tensor) else _number(value)
+
+
+@functools.lru_cache(maxsize=64)
+def _number(value: float) -> Tensor:
+    """value as float32 [1] for the C++ kernel, which only reads it."""
+    return torch.full((1,), value, dtype=torch.float32, device="cpu")
 
 
 def _checked(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
@@ -36,7 +70,7 @@ def _checked(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Te
     _checks.same("noise", noise, x0)
     alpha, sigma = per_level("alpha", alpha, x0), per_level("sigma", sigma, x0)
     name = backend.select("add_noise", x0.device.type, x0.dtype)
-    if name == "reference":
+    if name == "reference" or forwards():
         return reference.add_noise(x0, noise, alpha, sigma)
     x0 = _checks.dense(x0)
     return OVERLOADS[name](x0, _checks.laid_out_like(noise, x0), alpha, sigma)

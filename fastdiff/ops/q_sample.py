@@ -10,7 +10,7 @@ from torch import Tensor
 from fastdiff import backend, reference
 from fastdiff.ops import _checks, _drawing
 from fastdiff.ops._register import define, differentiate
-from fastdiff.ops.add_noise import add_noise, per_level, summed
+from fastdiff.ops.add_noise import add_noise, forwards, per_level, summed
 from fastdiff.ops.randn import Seeds, checked_seeds, checked_stream, counted, drawn
 
 
@@ -47,12 +47,12 @@ def q_sample(
     if noise is not None and not velocity:
         return QSample(add_noise(x0, noise, alpha, sigma), noise, None)
     levels = per_level("alpha", alpha, x0), per_level("sigma", sigma, x0)
-    if noise is None and x0.is_contiguous():
+    if noise is None and x0.is_contiguous() and not forwards():
         made = _drawn_inside(x0, levels, generator, seeds, stream, velocity)
         if made is not None:
             return made
     if noise is None:
-        like = x0.detach()
+        like = torch.empty(x0.shape, dtype=x0.dtype, device=x0.device)
         noise = drawn(like, generator) if seeds is None else counted(like, seeds, stream)
         noise = _checks.laid_out_like(noise, x0) if _checks.is_dense(x0) else noise
     else:
@@ -66,7 +66,7 @@ def _mixed(x0: Tensor, noise: Tensor, levels: tuple[Tensor, Tensor], velocity: b
         return QSample(add_noise(x0, noise, *levels), noise, None)
     name = backend.select("q_sample", x0.device.type, x0.dtype)
     dense = _checks.dense(x0)
-    call = OVERLOADS[name] if name != "reference" else reference.q_sample
+    call = OVERLOADS[name] if name != "reference" and not forwards() else reference.q_sample
     x, _, target, _ = call(dense, _checks.laid_out_like(noise, dense), *levels, None, None, 0, True)
     return QSample(x, noise, target)
 
