@@ -19,6 +19,7 @@ __all__ = [
     "DynamicThreshold",
     "Event",
     "Guidance",
+    "Inpaint",
     "__version__",
     "backend",
     "nn",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from fastdiff import backend, nn, ops, plan, samplers, schedules
     from fastdiff.events import Cancelled, Event
     from fastdiff.guidance import Guidance
+    from fastdiff.inpainting import Inpaint
     from fastdiff.noise import BrownianNoise
     from fastdiff.sampling import sample
     from fastdiff.thresholding import DynamicThreshold
@@ -43,6 +45,7 @@ _HOMES = {
     "DynamicThreshold": "thresholding",
     "Event": "events",
     "Guidance": "guidance",
+    "Inpaint": "inpainting",
     "sample": "sampling",
 }
 _MODULES = ("backend", "nn", "ops", "plan", "samplers", "schedules")

@@ -47,11 +47,11 @@ class Caller:
         self.doubled_times = _times(plan, 2 * self.images, x.device) if self.doubled else ()
 
     def __call__(self, i: int, x_in: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The model's outputs for row i: (conditional or only, unconditional or None), each [B, ...]."""
+        """The model's outputs for row i: (conditional or only, unconditional), each [B, ...]; or (both, None), with
+        both [2B, ...], conditional first."""
         time = self.times[i]
         if self.doubled and self.guided[i]:
-            output = self._call(x_in, self.doubled_times[i], self.both)
-            return output[: self.images], output[self.images :]
+            return self._call(x_in, self.doubled_times[i], self.both), None
         if not self.guided[i]:
             return self._call(x_in[: self.images] if self.doubled else x_in, time, self.conditioning), None
         return self._call(x_in, time, self.conditioning), self._call(x_in, time, self.unconditional)

@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdiff import ops
+from fastdiff import ops, reference
 from fastdiff.calling import Caller, Model
 from fastdiff.events import Outputs, Watcher
-from fastdiff.guidance import Guidance, rescale_gain
+from fastdiff.guidance import Guidance
+from fastdiff.inpainting import Inpaint
 from fastdiff.noise import NoiseSource
+from fastdiff.ops.stepper import row_numbers
 from fastdiff.plan import Plan
 from fastdiff.reference import COLUMNS
 from fastdiff.thresholding import DynamicThreshold
@@ -24,7 +26,9 @@ from fastdiff.thresholding import DynamicThreshold
 
 @dataclass(frozen=True)
 class Setting:
-    """What stays the same over a run: the model, what it is called with, and how its outputs are used."""
+    """What stays the same over a run: the model, what it is called with, and how its outputs are used.
+
+    inpaint: with its noise, in the state's shape and dtype (Inpaint.like)."""
 
     model: Model
     source: NoiseSource
@@ -33,6 +37,7 @@ class Setting:
     dtype: torch.dtype = torch.float32
     guidance: Guidance | None = None
     threshold: DynamicThreshold | None = None
+    inpaint: Inpaint | None = None
 
 
 class Run:
@@ -45,30 +50,26 @@ class Run:
         self.call = Caller(setting.model, plan, x, setting.conditioning, setting.guidance)
         table = plan.table if setting.guidance is None else setting.guidance.table(plan)
         # Python numbers of the rows, for what is computed outside the kernel: never read back from the device.
-        self.watched = setting.watcher.callback is not None or setting.threshold is not None
+        self.watched = setting.watcher.callback is not None
         self.weights = [dict(zip(COLUMNS, row)) for row in table.tolist()] if self.watched else []
         self.table = _plan_table(plan, x.device) if setting.guidance is None else _on_device(table, x.device)
-        self.index = _indices(len(table), x.device)
+        self.seeds = _row_seeds(setting.source, x) if plan.stochastic else None
 
     def in_place(self) -> Tensor:
         """The loop for sampling: state, history and model input are buffers that every step reuses."""
         x = self.x.clone()
         x_in = self._first_input(x) if self._needs_input() else None
-        anchor = history = None
+        step: ops.Stepper | None = None
         for i, row in enumerate(self.plan.rows):
             output, uncond = self.call(i, x if x_in is None else x_in) if row.call else (None, None)
-            if i == 0:
+            if step is None:
                 if output is not None and output.stride() != x.stride() and ops.is_dense(output):
                     # The model works in another layout: take it, so that no step must convert.
                     x = _empty_like(output, len(x), x.dtype).copy_(x)
                     x_in = None if x_in is None else self._first_input(x)
-                anchor = x.clone() if self.plan.needs_anchor else None
-                history = _ring(x, self.plan.slots) if self.plan.slots else None
-            bound, gain = self._before_step(i, x, output, uncond)
-            ops.solver_step_(
-                x, output, self.table, self.index[i], uncond=uncond, anchor=anchor, history=history,
-                noise=self._noise(i, x), bound=bound, gain=gain, input=x_in,
-            )  # fmt: skip
+                step = self._stepper(x, x_in)
+            gain, bound = self._before_step(i, x, output, uncond)
+            step(i, output, uncond, self._noise(i, x), bound, gain)
         return x.detach() if x.stride() == self.x.stride() else _empty_like(self.x, len(x)).copy_(x)
 
     def recorded(self) -> list[Tensor]:
@@ -76,14 +77,15 @@ class Run:
         states, anchor, history = [self.x], self.x, list[Tensor]()
         x_in = (self.plan.input_scale * self.x).to(self.setting.dtype)
         x_in = torch.cat([x_in, x_in]) if self.call.doubled else x_in
+        index = row_numbers(len(self.table), self.x.device)
         for i, row in enumerate(self.plan.rows):
             x, history = states[-1], history[row.forget :]
             output, uncond = self.call(i, x_in) if row.call else (None, None)
-            bound, gain = self._before_step(i, x, output, uncond)
+            gain, bound = self._before_step(i, x, output, uncond)
             step = ops.solver_step(
-                x, output, self.table, self.index[i], uncond=uncond, anchor=anchor, history=history[:3],
-                noise=self._noise(i, x), bound=bound, gain=gain, input_dtype=self.setting.dtype,
-                doubled=self.call.doubled,
+                x, output, self.table, index[i], uncond=uncond, anchor=anchor, history=history[:3],
+                noise=self._noise(i, x), bound=bound, gain=gain, **self._known(),
+                seeds=self.seeds if row.noise else None, input_dtype=self.setting.dtype, doubled=self.call.doubled,
             )  # fmt: skip
             states.append(step.x)
             x_in = step.input
@@ -101,29 +103,57 @@ class Run:
         x_in.unflatten(0, (-1, len(x)))[:] = self.plan.input_scale * x
         return x_in
 
+    def _stepper(self, x: Tensor, x_in: Tensor | None) -> ops.Stepper:
+        """What takes the steps on x, with the anchor and the history that the plan needs."""
+        anchor = x.clone() if self.plan.needs_anchor else None
+        history = _ring(x, self.plan.slots) if self.plan.slots else None
+        return ops.stepper(
+            x, self.table, anchor=anchor, history=history, **self._known(), seeds=self.seeds, input=x_in
+        )
+
+    def _known(self) -> dict[str, Tensor | None]:
+        """What inpainting puts back, by the names of the step's arguments."""
+        inpaint = self.setting.inpaint
+        if inpaint is None:
+            return {}
+        return {"mask": inpaint.mask, "known": inpaint.image, "known_noise": inpaint.noise}
+
     def _noise(self, i: int, x: Tensor) -> Tensor | None:
         row = self.plan.rows[i]
-        if not row.noise:
+        if not row.noise or self.seeds is not None:
             return None
         return self.setting.source.step(x, row.span or (row.level, row.to), i).to(x.dtype)
 
     def _before_step(
         self, i: int, x: Tensor, output: Tensor | None, uncond: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The bound and gain of row i, where there are any; the watcher hears of the model call."""
+        """The gain and bound of row i, where there are any; the watcher hears of the model call."""
         guidance, threshold, watcher = self.setting.guidance, self.setting.threshold, self.setting.watcher
         if output is None:
             return None, None
-        gain = None
-        if guidance is not None and guidance.rescale and uncond is not None:
-            gain = rescale_gain(output, uncond, guidance.scale, guidance.rescale)
+        gain = bound = None
+        if guidance is not None and guidance.rescale and self.call.guided[i]:
+            index = row_numbers(len(self.table), x.device)[i]
+            gain = ops.rescale_gain(output, uncond, self.table, index, rescale=guidance.rescale).to(x.dtype)
+        if threshold is not None:
+            index = row_numbers(len(self.table), x.device)[i]
+            bound = ops.dynamic_bound(
+                x, output, self.table, index, uncond=uncond, gain=gain, quantile=threshold.quantile,
+                most=threshold.most,
+            )  # fmt: skip
         if not self.watched:
             watcher.count()
-            return None, gain
-        outputs = Outputs(x, output, uncond, self.weights[i], gain)
-        bound = None if threshold is None else threshold.bound(outputs.denoised())
-        watcher.see(self.plan.rows[i], outputs, bound)
-        return bound, gain
+            return gain, bound
+        cond, other = reference.branches(output, uncond, len(x))
+        assert cond is not None
+        watcher.see(self.plan.rows[i], Outputs(x, cond, other, self.weights[i], gain), bound)
+        return gain, bound
+
+
+def _row_seeds(source: NoiseSource, x: Tensor) -> Tensor | None:
+    """Seeds from which the step draws its own noise: int64 [B] on x's device. None if the source draws it."""
+    seeds_on = getattr(source, "seeds_on", None)
+    return None if seeds_on is None else seeds_on(x.device)
 
 
 def _on_device(table: NDArray[np.float64], device: torch.device) -> Tensor:
@@ -136,13 +166,6 @@ def _plan_table(plan: Plan, device: torch.device) -> Tensor:
         False
     ):  # remembered beyond this run, which a tensor of inference mode must not be
         return _on_device(plan.table, device)
-
-
-@functools.lru_cache(maxsize=32)
-def _indices(rows: int, device: torch.device) -> tuple[Tensor, ...]:
-    """The row numbers as tensors on the device."""
-    with torch.inference_mode(False):
-        return torch.arange(rows, device=device).unbind(0)
 
 
 def _empty_like(like: Tensor, images: int, dtype: torch.dtype | None = None) -> Tensor:

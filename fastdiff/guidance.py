@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdiff import reference
 from fastdiff.plan import COLUMN, Plan
 
 
@@ -66,6 +67,4 @@ def rescale_gain(cond: Tensor, uncond: Tensor, scale: float, rescale: float) -> 
     cond, uncond: [B, ...], the model's outputs. rescale: 0 (factor 1) to 1 (the conditional output's deviation).
     """
     cond, uncond = (output.float().reshape(len(output), -1) for output in (cond, uncond))
-    wanted = cond.std(1, correction=0)
-    found = torch.lerp(uncond, cond, scale).std(1, correction=0)
-    return torch.where(found > 0, rescale * wanted / found + (1.0 - rescale), 1.0)
+    return reference.gain_between(cond, torch.lerp(uncond, cond, scale), rescale)

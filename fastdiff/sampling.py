@@ -16,6 +16,7 @@ from fastdiff.calling import Model
 from fastdiff.events import Callback, Watcher
 from fastdiff.executor import Run, Setting
 from fastdiff.guidance import Guidance
+from fastdiff.inpainting import Inpaint
 from fastdiff.levels import Level
 from fastdiff.noise import GeneratorNoise, NoiseSource, PathNoise, SeededNoise, generator_of
 from fastdiff.plan import Plan, Planner, clip_bounds
@@ -39,6 +40,7 @@ def sample(
     strength: float | None = None,
     clip: float | tuple[float, float] | None = None,
     threshold: DynamicThreshold | None = None,
+    inpaint: Inpaint | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int | Sequence[int] | None = None,
     generator: torch.Generator | None = None,
@@ -64,6 +66,7 @@ def sample(
     conditioning: passed to the model by name; with guidance, tensors have length B.
     strength: 0 to 1, start part-way from the clean image x, with the last `strength` of the steps (image to image).
     clip: bounds of the denoised image, a number or (lo, hi). threshold: dynamic bounds, instead.
+    inpaint: an image, and a mask that is 1 where it is repainted; elsewhere the result is that image.
     seed: a number, or one for each image (an image then does not depend on its neighbours). generator: a
         torch.Generator, instead. noise: any NoiseSource, instead. torch's global generator if none is given. A sampler
         that draws noise inside a step (dpmpp_sde) takes it from a Brownian path made from these.
@@ -75,7 +78,7 @@ def sample(
     Returns the image at the last level, [B, ...], with x's dtype (`dtype` or float32 if x was a shape).
     Raises ValueError or TypeError for arguments that do not fit, Cancelled if a callback asked for it.
     """
-    _check_types(schedule, guidance, threshold, noise, options, conditioning, dtype, generator)
+    _check_types(schedule, guidance, threshold, inpaint, noise, options, conditioning, dtype, generator)
     if threshold is not None and clip is not None:
         raise ValueError("give clip or threshold, not both")
     source = noise_source(seed=seed, generator=generator, noise=noise)
@@ -88,10 +91,14 @@ def sample(
         torch.set_grad_enabled(differentiable and torch.is_grad_enabled()),
         Watcher(callback, progress=progress, calls=plan.calls, name=plan.name) as watcher,
     ):
-        start = starting_point(
+        start, drawn = starting_point(
             x, plan.levels[0], source, strength=strength, device=device, generator=generator
         )
-        setting = Setting(model, source, watcher, conditioning or {}, model_dtype, guidance, threshold)
+        if inpaint is not None:
+            inpaint = inpaint.like(start, lambda: source.start(start) if drawn is None else drawn)
+        setting = Setting(
+            model, source, watcher, conditioning or {}, model_dtype, guidance, threshold, inpaint
+        )
         if isinstance(plan, AdaptivePlan):
             result = plan.walk(start, setting)
         else:
@@ -173,8 +180,8 @@ def noise_source(
 
 
 def _check_types(
-    schedule: object, guidance: object, threshold: object, noise: object, options: object, conditioning: object,
-    dtype: object, generator: object,
+    schedule: object, guidance: object, threshold: object, inpaint: object, noise: object, options: object,
+    conditioning: object, dtype: object, generator: object,
 ) -> None:  # fmt: skip
     """TypeError, with what to pass, for an argument of another kind than `sample` takes."""
     expected = (
@@ -186,6 +193,7 @@ def _check_types(
         ),
         ("guidance", guidance, Guidance, "fastdiff.Guidance(scale, unconditional={...})"),
         ("threshold", threshold, DynamicThreshold, "fastdiff.DynamicThreshold(quantile)"),
+        ("inpaint", inpaint, Inpaint, "fastdiff.Inpaint(image, mask)"),
         ("options", options, Mapping, "a dict of the sampler's options"),
         ("conditioning", conditioning, Mapping, "a dict of the model's keyword arguments"),
         ("dtype", dtype, torch.dtype, "a torch.dtype, such as torch.float16"),
@@ -208,8 +216,8 @@ def starting_point(
     strength: float | None = None,
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
-) -> Tensor:
-    """The state a run starts from: [B, ...], float32 or float64."""
+) -> tuple[Tensor, Tensor | None]:
+    """The state a run starts from, [B, ...] float32 or float64, and the noise that was drawn for it, if any was."""
     if not isinstance(x, Tensor):
         if strength is not None:
             raise ValueError("strength starts from a clean image: pass it as x")
@@ -219,7 +227,8 @@ def starting_point(
                 f"x must be a float tensor [B, ...] or a shape, a tuple with at least the batch, got {x!r:.80}"
             )
         where = device or (generator.device if generator is not None else "cpu")
-        return source.start(torch.empty(shape, device=where)) * level.sigma
+        drawn = source.start(torch.empty(shape, device=where))
+        return drawn * level.sigma, drawn
     if not x.is_floating_point() or not x.dim():
         raise TypeError(
             f"x is {str(x.dtype).removeprefix('torch.')} {list(x.shape)}: pass a float tensor [B, ...]"
@@ -227,7 +236,8 @@ def starting_point(
     state = x.to(device=device or x.device, dtype=torch.promote_types(x.dtype, torch.float32))
     state = state if ops.is_dense(state) else state.contiguous()
     if strength is None:
-        return state
+        return state, None
     if not level.sigma:
-        return state.clone()
-    return ops.add_noise(state, source.start(state).to(state.dtype), level.alpha, level.sigma)
+        return state.clone(), None
+    drawn = source.start(state).to(state.dtype)
+    return ops.add_noise(state, drawn, level.alpha, level.sigma), drawn

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastdiff import reference
+
 
 @dataclass(frozen=True)
 class DynamicThreshold:
@@ -29,13 +31,5 @@ class DynamicThreshold:
 
     def bound(self, denoised: Tensor) -> Tensor:
         """denoised: [B, ...], before clamping. Returns s: [B], float32 (float64 if denoised is)."""
-        if not denoised.numel():
-            return denoised.new_ones(len(denoised), dtype=torch.float32)
-        flat = denoised.reshape(len(denoised), -1).abs()
-        flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
-        # torch.quantile refuses more than 2^24 values; the order statistics around the quantile do not.
-        place = self.quantile * (flat.shape[1] - 1)
-        below = int(place)
-        ranked = torch.topk(flat, flat.shape[1] - below, dim=1).values
-        low, high = ranked[:, -1], ranked[:, max(-2, -ranked.shape[1])]
-        return torch.lerp(low, high, place - below).clamp(1.0, self.most)
+        wide = denoised.to(torch.promote_types(denoised.dtype, torch.float32))
+        return reference.quantile_bound(wide, self.quantile, self.most)

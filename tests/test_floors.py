@@ -29,7 +29,18 @@ FLOORS: dict[str, int] = {
     "ops": 1,
     **dict.fromkeys(["levels", "spacings", "schedules", "predictions", "plan", "samplers"], 2),
     **dict.fromkeys(
-        ["guidance", "noise", "thresholding", "calling", "events", "executor", "sampling", "adaptive"], 3
+        [
+            "guidance",
+            "inpainting",
+            "noise",
+            "thresholding",
+            "calling",
+            "events",
+            "executor",
+            "sampling",
+            "adaptive",
+        ],
+        3,
     ),
     **dict.fromkeys(["nn", "images", "models", "training"], 4),
     **dict.fromkeys(["generate"], 5),

@@ -1,5 +1,8 @@
-// fastdiff._host: what the build knows of itself and of the processor. Nothing here is needed to run an op.
+// fastdiff._host: what the build knows of itself and of the processor, and a short way to a run's steps.
+// Nothing here is needed to run an op.
 #include <pybind11/pybind11.h>
+
+#include "stepper.h"
 
 namespace py = pybind11;
 
@@ -35,7 +38,10 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_host, module) {
-    module.doc() = "Build information and CPU features.";
+    module.doc() = "Build information, CPU features, and a run's steps without PyTorch's dispatcher.";
+    module.attr("STEP") = FASTDIFF_STEP_NAME;
+    module.def(
+        "stepper", &fastdiff::make_stepper, "A function that takes steps; see fastdiff/ops/stepper.py.");
     module.def("cpu_features", &cpu_features, "Instruction set -> whether this processor has it.");
     module.def("build_info", &build_info, "The compiler and versions this install was built with.");
 }

@@ -8,6 +8,7 @@ from fastdiff.ops.q_sample import QSample, q_sample
 from fastdiff.ops.randn import randn
 from fastdiff.ops.rescale_gain import rescale_gain
 from fastdiff.ops.solver_step import solver_step, solver_step_
+from fastdiff.ops.stepper import Stepper, stepper
 from fastdiff.reference import COLUMNS, WIDTH, Step
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "WIDTH",
     "QSample",
     "Step",
+    "Stepper",
     "add_group_norm_silu",
     "add_noise",
     "dynamic_bound",
@@ -25,4 +27,5 @@ __all__ = [
     "rescale_gain",
     "solver_step",
     "solver_step_",
+    "stepper",
 ]

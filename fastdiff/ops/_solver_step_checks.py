@@ -35,16 +35,21 @@ def check(
 
 def check_row(x: Tensor, table: Tensor, index: Tensor) -> None:
     """ValueError unless table and index are a table of rows and the number of one, on x's device."""
-    if table.dtype != torch.float64 or table.dim() != 2 or table.shape[1] != reference.WIDTH:
-        raise ValueError(
-            f"table is {_checks.short(table.dtype)} {list(table.shape)}: it must be float64 [N, {reference.WIDTH}]"
-        )
+    check_table(x, table)
     if index.dtype != torch.int64 or index.dim() != 0:
         raise ValueError(
             f"index is {_checks.short(index.dtype)} {list(index.shape)}: it must be an int64 scalar"
         )
-    _checks.same_device("table", table, x)
     _checks.same_device("index", index, x)
+
+
+def check_table(x: Tensor, table: Tensor) -> None:
+    """ValueError unless table is a table of rows on x's device."""
+    if table.dtype != torch.float64 or table.dim() != 2 or table.shape[1] != reference.WIDTH:
+        raise ValueError(
+            f"table is {_checks.short(table.dtype)} {list(table.shape)}: it must be float64 [N, {reference.WIDTH}]"
+        )
+    _checks.same_device("table", table, x)
 
 
 def check_outputs(x: Tensor, output: Tensor | None, uncond: Tensor | None) -> None:

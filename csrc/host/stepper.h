@@ -1,0 +1,183 @@
+// A run's steps called from Python without PyTorch's dispatcher: what stays the same was checked by
+// fastdiff/ops/stepper.py, what a step brings along is checked here, and what does not fit goes to its
+// fallback.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "../stepper.h"
+
+namespace fastdiff {
+
+namespace py = pybind11;
+
+// Names of what is asked of tensors, made once.
+struct Names {
+    PyObject* dtype = PyUnicode_InternFromString("dtype");
+    PyObject* shape = PyUnicode_InternFromString("shape");
+    PyObject* stride = PyUnicode_InternFromString("stride");
+    PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
+    PyObject* is_neg = PyUnicode_InternFromString("is_neg");
+    PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
+    PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+};
+
+inline const Names& names() {
+    static const Names all;
+    return all;
+}
+
+struct Stepper {
+    FastdiffStepFunction take;
+    FastdiffRun run;
+    py::object tensor_type, float32, float16, bfloat16;
+    py::object shape, doubled_shape, strides;  // of x; of a doubled output
+    py::object vector_shape, vector_strides;   // of bound and gain
+    py::object shown;                          // what the model is given: x or input
+    void* shown_address;
+    py::object written, bump;  // tensors whose version is raised by bump(written); bump may be None
+    py::object fallback;       // called with the same arguments
+    py::object kept;           // whatever holds the memory
+};
+
+inline bool is(PyObject* tensor, PyObject* name, PyObject* expected) {
+    PyObject* found = PyObject_GetAttr(tensor, name);
+    Py_XDECREF(found);
+    return found == expected;
+}
+
+inline bool equals(PyObject* found, const py::object& expected) {  // takes found
+    const bool same = found && PyObject_RichCompareBool(found, expected.ptr(), Py_EQ) == 1;
+    Py_XDECREF(found);
+    return same;
+}
+
+// The tensor's memory, or null.
+inline void* memory(PyObject* tensor) {
+    PyObject* found = PyObject_CallMethodNoArgs(tensor, names().data_ptr);
+    void* address = found ? PyLong_AsVoidPtr(found) : nullptr;
+    Py_XDECREF(found);
+    return address;
+}
+
+// The memory of a plain CPU tensor that autograd does not record, laid out as asked; else null.
+inline void* plain(const Stepper& s, PyObject* tensor, const py::object& strides) {
+    const Names& n = names();
+    if (reinterpret_cast<PyObject*>(Py_TYPE(tensor)) != s.tensor_type.ptr()) return nullptr;
+    if (!is(tensor, n.is_cpu, Py_True) || !is(tensor, n.requires_grad, Py_False)) return nullptr;
+    if (!equals(PyObject_CallMethodNoArgs(tensor, n.stride), strides)) return nullptr;
+    PyObject* negated = PyObject_CallMethodNoArgs(tensor, n.is_neg);
+    Py_XDECREF(negated);
+    return negated == Py_False ? memory(tensor) : nullptr;
+}
+
+// The code of a floating-point type, or -1.
+inline int64_t type_of(const Stepper& s, PyObject* tensor) {
+    PyObject* found = PyObject_GetAttr(tensor, names().dtype);
+    Py_XDECREF(found);
+    return found == s.float32.ptr() ? 0 : found == s.float16.ptr() ? 1 : found == s.bfloat16.ptr() ? 2 : -1;
+}
+
+// Sets `address` to an optional tensor of float32 with this shape and these strides; false if it does not
+// fit.
+inline bool fits(
+    const Stepper& s, PyObject* tensor, const py::object& shape, const py::object& strides,
+    const float** address) {
+    if (tensor == Py_None) return true;
+    *address = static_cast<const float*>(plain(s, tensor, strides));
+    return *address && type_of(s, tensor) == 0 && equals(PyObject_GetAttr(tensor, names().shape), shape);
+}
+
+// The same for the model's outputs, of any float type; without uncond, output may hold both.
+inline bool outputs_fit(const Stepper& s, PyObject* output, PyObject* uncond, FastdiffRow& row) {
+    if (output == Py_None) return uncond == Py_None;
+    row.output = plain(s, output, s.strides);
+    row.type = type_of(s, output);
+    if (!row.output || row.type < 0) return false;
+    if (uncond != Py_None) {
+        row.uncond = plain(s, uncond, s.strides);
+        if (!row.uncond || type_of(s, uncond) != row.type) return false;
+        if (!equals(PyObject_GetAttr(uncond, names().shape), s.shape)) return false;
+    }
+    PyObject* shape = PyObject_GetAttr(output, names().shape);
+    if (!shape) return false;
+    const bool single = PyObject_RichCompareBool(shape, s.shape.ptr(), Py_EQ) == 1;
+    if (single || uncond != Py_None) {
+        Py_DECREF(shape);
+        return single;
+    }
+    row.uncond = static_cast<const char*>(row.output) + s.run.numel * (row.type == 0 ? 4 : 2);
+    return equals(shape, s.doubled_shape);
+}
+
+// step(row, output=None, uncond=None, noise=None, bound=None, gain=None)
+inline PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    const Stepper& s = *static_cast<Stepper*>(PyCapsule_GetPointer(self, nullptr));
+    const auto given = [&](Py_ssize_t i) { return i < count ? args[i] : Py_None; };
+    FastdiffRow row = {};
+    bool taken = count >= 1 && count <= 6 && PyLong_CheckExact(args[0]);
+    if (taken) {
+        row.row = PyLong_AsLongLong(args[0]);
+        taken = outputs_fit(s, given(1), given(2), row) &&
+                fits(s, given(3), s.shape, s.strides, &row.noise) &&
+                fits(s, given(4), s.vector_shape, s.vector_strides, &row.bound) &&
+                fits(s, given(5), s.vector_shape, s.vector_strides, &row.gain) &&
+                memory(s.shown.ptr()) == s.shown_address;
+    }
+    if (taken) {
+        Py_BEGIN_ALLOW_THREADS;
+        taken = s.take(&s.run, &row) == nullptr;
+        Py_END_ALLOW_THREADS;
+    }
+    PyErr_Clear();  // of what was asked of something that is no tensor: the fallback says it better
+    if (!taken) return PyObject_Vectorcall(s.fallback.ptr(), args, count, nullptr);
+    if (s.bump.is_none()) Py_RETURN_NONE;
+    return PyObject_CallOneArg(s.bump.ptr(), s.written.ptr());
+}
+
+template <class T>
+inline T* pointer(const py::dict& of, const char* name) {
+    return reinterpret_cast<T*>(of[name].cast<intptr_t>());
+}
+
+// what: the fields of FastdiffRun (addresses as integers, 0 for none) and those of Stepper, by name.
+inline py::object make_stepper(const py::dict& what) {
+    const auto number = [&](const char* name) { return what[name].cast<int64_t>(); };
+    auto* s = new Stepper{
+        reinterpret_cast<FastdiffStepFunction>(what["take"].cast<intptr_t>()),
+        {pointer<const double>(what, "table"), number("rows"), number("numel"), number("images"),
+         pointer<float>(what, "x"), pointer<float>(what, "anchor"), pointer<float>(what, "history"),
+         number("slots"), pointer<void>(what, "input"), number("input_type"), number("copies"),
+         pointer<const float>(what, "mask"), pointer<const float>(what, "known"),
+         pointer<const float>(what, "known_noise"), pointer<const int64_t>(what, "seeds")},
+        what["tensor_type"],
+        what["float32"],
+        what["float16"],
+        what["bfloat16"],
+        what["shape"],
+        what["doubled_shape"],
+        what["strides"],
+        what["vector_shape"],
+        what["vector_strides"],
+        what["shown"],
+        pointer<void>(what, "shown_address"),
+        what["written"],
+        what["bump"],
+        what["fallback"],
+        what["kept"]};
+    static PyMethodDef definition = {
+        "step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)), METH_FASTCALL,
+        "step(row, output=None, uncond=None, noise=None, bound=None, gain=None, /)"};
+    PyObject* capsule = PyCapsule_New(
+        s, nullptr, [](PyObject* c) { delete static_cast<Stepper*>(PyCapsule_GetPointer(c, nullptr)); });
+    if (!capsule) {
+        delete s;
+        throw py::error_already_set();
+    }
+    PyObject* made = PyCFunction_NewEx(&definition, capsule, nullptr);
+    Py_DECREF(capsule);
+    if (!made) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(made);
+}
+
+}  // namespace fastdiff

@@ -1,0 +1,137 @@
+"""Inpainting: what the mask keeps, what it leaves alone, and diffusers' formula."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import fastdiff
+from fastdiff import DynamicThreshold, Guidance, Inpaint, schedules
+from fastdiff.samplers import SAMPLERS
+
+KARRAS = schedules.karras(0.1, 10.0)
+SHAPE = (2, 3, 8, 6)
+
+
+def drawn(shape=SHAPE, seed=3):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+IMAGE = drawn()
+SHIFT = torch.tensor([0.2, -0.4]).reshape(2, 1, 1, 1)
+MASK = (drawn(SHAPE[2:], 4) > 0).float()
+
+
+def model(x, t):
+    return x / (1 + t.reshape(-1, *[1] * (x.dim() - 1)) ** 2) + 0.1 * x.roll(1, -1)
+
+
+def run(**changes):
+    options = {"schedule": KARRAS, "steps": 6, "prediction": "sample", "seed": 1} | changes
+    return fastdiff.sample(options.pop("model", model), options.pop("x", SHAPE), **options)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_every_sampler_keeps_what_is_known_and_repaints_the_rest(sampler):
+    result = run(sampler=sampler, inpaint=Inpaint(IMAGE, MASK))
+    kept = (MASK == 0).expand(SHAPE)
+    assert torch.equal(result[kept], IMAGE[kept])
+    assert result.isfinite().all() and not torch.equal(result[~kept], IMAGE[~kept])
+    plain, repainted = run(sampler=sampler), run(sampler=sampler, inpaint=Inpaint(IMAGE, torch.ones(1)))
+    assert torch.equal(plain, repainted)
+
+
+def test_the_adaptive_sampler_too():
+    result = run(sampler="dpm_adaptive", inpaint=Inpaint(IMAGE, MASK))
+    kept = (MASK == 0).expand(SHAPE)
+    assert torch.equal(result[kept], IMAGE[kept])
+
+
+def by_hand(steps, noise, sigmas):
+    """Euler with what diffusers' inpainting pipelines do after each step."""
+    x = noise * sigmas[0]
+    for here, there in itertools.pairwise(sigmas):
+        denoised = model(x, torch.full((len(x),), here))
+        x = x + (there - here) * (x - denoised) / here
+        x = (1 - MASK) * (IMAGE + there * noise) + MASK * x
+    return x
+
+
+def test_it_is_the_pipelines_formula():
+    sigmas = [level.sigma for level in KARRAS.levels(6)]
+    noise = drawn(seed=9)
+    result = run(sampler="euler", x=noise * sigmas[0], inpaint=Inpaint(IMAGE, MASK, noise))
+    torch.testing.assert_close(result, by_hand(6, noise, sigmas), rtol=1e-5, atol=1e-5)
+
+
+def test_the_noise_is_the_starting_points_own():
+    noise = fastdiff.sample(lambda x, t: x, SHAPE, schedule=KARRAS, steps=1, prediction="sample", seed=1)
+    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(noise, start * KARRAS.levels(1)[0].sigma)
+    given = run(inpaint=Inpaint(IMAGE, MASK, start))
+    assert torch.equal(run(inpaint=Inpaint(IMAGE, MASK)), given)
+
+
+@pytest.mark.parametrize("doubled", [True, False])
+def test_with_guidance_a_threshold_and_half_precision(doubled):
+    def conditioned(x, t, shift):
+        return model(x, t.to(x.dtype)) + shift.to(x.dtype)
+
+    guidance = Guidance(3.0, {"shift": SHIFT / 2}, rescale=0.5, doubled=doubled)
+    options = {
+        "model": conditioned,
+        "conditioning": {"shift": SHIFT},
+        "guidance": guidance,
+        "threshold": DynamicThreshold(0.9),
+        "dtype": torch.bfloat16,
+        "sampler": "heun",
+    }
+    result = run(x=drawn().float(), **options, inpaint=Inpaint(IMAGE, MASK > 0))
+    kept = (MASK == 0).expand(SHAPE)
+    assert torch.equal(result[kept], IMAGE[kept])
+    assert torch.equal(
+        run(x=drawn(), **options), run(x=drawn(), **options, inpaint=Inpaint(IMAGE, MASK * 0 + 1))
+    )
+
+
+def test_image_to_image_and_other_layouts():
+    x = IMAGE.to(memory_format=torch.channels_last)
+    result = run(x=x, strength=0.5, inpaint=Inpaint(IMAGE[:1], MASK))
+    kept = (MASK == 0).expand(SHAPE)
+    assert torch.equal(result[kept], IMAGE[:1].expand(SHAPE)[kept])
+    plain = run(x=IMAGE, strength=0.5, inpaint=Inpaint(IMAGE[:1], MASK))
+    torch.testing.assert_close(result, plain)
+
+
+def test_gradients_reach_the_known_image():
+    image = IMAGE.double().requires_grad_()
+
+    def inpainted(image):
+        start = drawn(seed=5).double() * 10
+        return run(x=start, steps=3, inpaint=Inpaint(image, MASK * 0.5, start), differentiable=True)
+
+    assert torch.equal(
+        inpainted(image),
+        run(
+            x=drawn(seed=5).double() * 10,
+            steps=3,
+            inpaint=Inpaint(IMAGE, MASK * 0.5, drawn(seed=5).double() * 10),
+        ),
+    )
+    torch.autograd.gradcheck(lambda i: inpainted(i).sum((1, 2, 3)), image)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: Inpaint(IMAGE, 1.0), TypeError, "mask of Inpaint is float"),
+        (lambda: Inpaint(IMAGE.int(), MASK), TypeError, "int32: pass floats"),
+        (lambda: run(inpaint=Inpaint(IMAGE[:, :, :3], MASK)), ValueError, "image to inpaint has shape"),
+        (lambda: run(inpaint=(IMAGE, MASK)), TypeError, r"fastdiff.Inpaint\(image, mask\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
