@@ -1,8 +1,9 @@
 """Noise sources: where the random numbers of a run come from.
 
 A source gives standard normal noise for a starting point and for each row. `GeneratorNoise` and `SeededNoise` draw
-afresh each time; `BrownianNoise` takes increments of one Brownian path, so that runs with different numbers of steps,
-and the two stages of one step, see the same path.
+afresh each time, with the bits of torch.randn; `CounterNoise` computes each row's noise from its number, inside the
+kernel that adds it; `BrownianNoise` takes increments of one Brownian path, so that runs with different numbers of
+steps, and the two stages of one step, see the same path.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastdiff import ops
 from fastdiff.levels import Level
 
 MAX_SEED = 2**63 - 1
@@ -43,8 +45,7 @@ class GeneratorNoise:
     def start(self, x: Tensor) -> Tensor:
         device = x.device if self.generator is None else self.generator.device
         # A CPU generator means CPU noise, the same on every device.
-        noise = torch.randn(x.shape, generator=self.generator, device=device, dtype=torch.float32)
-        return noise.to(x.device)
+        return ops.randn(x.shape, generator=self.generator, device=device).to(x.device)
 
     def step(self, x: Tensor, span: tuple[Level, Level], row: int) -> Tensor:
         return self.start(x)
@@ -65,14 +66,9 @@ class SeededNoise:
         self.generators = [generator_of(seed) for seed in self.seeds]
 
     def start(self, x: Tensor) -> Tensor:
-        if len(x) != len(self.generators):
-            raise ValueError(
-                f"there are {len(self.generators)} seeds for {len(x)} images: give one seed for each"
-            )
-        noise = torch.empty(x.shape, dtype=torch.float32, device="cpu")
-        for image, generator in zip(noise, self.generators, strict=True):
-            torch.randn(image.shape, generator=generator, out=image)
-        return noise.to(x.device)
+        check_count(self.seeds, x)
+        images = [ops.randn(x.shape[1:], generator=generator) for generator in self.generators]
+        return torch.stack(images).to(x.device) if images else torch.empty(x.shape, device=x.device)
 
     def step(self, x: Tensor, span: tuple[Level, Level], row: int) -> Tensor:
         return self.start(x)
@@ -82,10 +78,43 @@ class SeededNoise:
         return BrownianNoise(self.seeds)
 
 
+class CounterNoise:
+    """One seed for each image, and noise that is a function of the seed and the row's number (fastdiff/counter.py).
+
+    So an image does not depend on its neighbours, on the device, or on what was drawn before; nothing is stored, and
+    the kernel of a step computes its noise where it adds it. The starting point is stream 0, row r stream r + 1. The
+    values are not SeededNoise's.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = [checked_seed(seed) for seed in seeds]
+        self._placed: dict[torch.device, Tensor] = {}
+
+    def seeds_on(self, device: torch.device) -> Tensor:
+        """The seeds as int64 [B] on a device; the same tensor each time."""
+        if device not in self._placed:
+            self._placed[device] = torch.tensor(self.seeds, dtype=torch.int64, device=device)
+        return self._placed[device]
+
+    def start(self, x: Tensor) -> Tensor:
+        return self._stream(x, 0)
+
+    def step(self, x: Tensor, span: tuple[Level, Level], row: int) -> Tensor:
+        return self._stream(x, row + 1)
+
+    def path(self, images: int) -> BrownianNoise:
+        """A Brownian path for each image."""
+        return BrownianNoise(self.seeds)
+
+    def _stream(self, x: Tensor, stream: int) -> Tensor:
+        check_count(self.seeds, x)
+        return ops.randn(x.shape, seeds=self.seeds_on(x.device), stream=stream)
+
+
 class PathNoise:
     """Starting points from a generator or seeds, and the steps from one Brownian path for each image."""
 
-    def __init__(self, source: GeneratorNoise | SeededNoise) -> None:
+    def __init__(self, source: GeneratorNoise | SeededNoise | CounterNoise) -> None:
         self.source = source
         self.brownian: BrownianNoise | None = None
 
@@ -162,8 +191,7 @@ class BrownianNoise:
         )
 
     def _normal(self, x: Tensor, node: int) -> Tensor:
-        if len(x) != len(self.seeds):
-            raise ValueError(f"there are {len(self.seeds)} seeds for {len(x)} images: give one seed for each")
+        check_count(self.seeds, x)
         return SeededNoise([mixed(seed, node) for seed in self.seeds]).start(x)
 
 
@@ -173,6 +201,12 @@ def _time(level: Level) -> float:
 
 def _holds(interval: int, leaf: int, depth: int) -> bool:
     return (2**depth + leaf) >> (depth + 1 - interval.bit_length()) == interval
+
+
+def check_count(seeds: Sequence[int], x: Tensor) -> None:
+    """ValueError unless there is one seed for each image of x."""
+    if len(x) != len(seeds):
+        raise ValueError(f"there are {len(seeds)} seeds for {len(x)} images: give one seed for each")
 
 
 def checked_seed(seed: int) -> int:
