@@ -114,7 +114,7 @@ def randn_like(x: Tensor, state: Tensor | None, seeds: Tensor | None, stream: in
     of a generator of x's device gives; or seeds: int64 [B], one for each x[i] (fastdiff/counter.py)."""
     if seeds is not None:
         noise = counter.normal(seeds, math.prod(x.shape[1:]), stream).to(x.dtype)
-        return noise.reshape(x.shape), x.new_empty(0, dtype=torch.uint8)
+        return noise.reshape(x.shape).contiguous(), x.new_empty(0, dtype=torch.uint8)
     if state is None:
         raise ValueError("give one of noise, state and seeds")
     generator = torch.Generator(x.device)
