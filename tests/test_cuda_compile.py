@@ -39,6 +39,10 @@ DESIGNS = {
     "add_noise_elements": Design(3, threads=1536),
     # by vectors or elements, noise given or drawn. loads: x, both outputs, anchor, history, noise, mask, what is known
     # and its noise; stores: x_next, value, anchor, input and its twin
+    # loads: x0 and the noise given; stores: x, the noise, the velocity, in each of the four places that a draw fills
+    "q_sample_given_kernel": Design(3, threads=1536, wide=3, loads=2, stores=3),
+    "q_sample_drawn_kernel": Design(3, threads=1280, wide=3, loads=4, stores=12),
+    "q_sample_counted_kernel": Design(3, threads=1280, wide=3, loads=1, stores=3),
     "solver_step_kernel": Design(4, threads=1024, wide=2, loads=11, stores=5),
 }
 
@@ -94,7 +98,8 @@ has = torch._C._dispatch_has_kernel_for_dispatch_key
 assert not has("fastdiff::add_noise", "CUDA")
 ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
 torch.ops.load_library(sys.argv[2])
-assert has("fastdiff::add_noise", "CUDA") and has("fastdiff::solver_step_", "CUDA")
+for op in ("add_noise", "q_sample", "randn_like", "solver_step", "solver_step_"):
+    assert has(f"fastdiff::{op}", "CUDA"), op
 """
 
 

@@ -1,5 +1,6 @@
 #include "add_noise.h"
 #include "launch.cuh"
+#include "load_weight.cuh"
 #include "vector.cuh"
 
 namespace fastdiff::cuda {
@@ -9,17 +10,6 @@ constexpr int kThreads = 256;
 constexpr int kUnroll = 2;  // vectors a thread has in flight from each input
 // Shorter samples would leave most of a block idle, so they share blocks, at one division an element.
 constexpr int64_t kShortSample = 1024;
-
-__device__ inline float load_weight(const Weight& weight, int64_t sample) {
-    const int64_t at = sample * weight.stride;
-    return weight.is_double ? static_cast<float>(static_cast<const double*>(weight.data)[at])
-                            : static_cast<const float*>(weight.data)[at];
-}
-
-template <typename T>
-__device__ inline T mix(float alpha, T x0, float sigma, T noise) {
-    return from_float<T>(fmaf(alpha, to_float(x0), sigma * to_float(noise)));
-}
 
 // Block (sample, tile) covers kThreads * kUnroll vectors; a sample's first block also does its ends.
 template <typename T>

@@ -9,11 +9,13 @@
 
 namespace fastdiff::cuda {
 
-// One weight per sample (stride 1) or one for all (stride 0).
+// One weight per sample (stride 1) or one for all (stride 0), on the device; or, where data is null, a number
+// that was known at the call.
 struct Weight {
-    const void* data;  // float64 or float32, on the device
+    const void* data;  // float64 or float32
     int64_t stride;
     bool is_double;
+    float value;
 };
 
 struct AddNoise {

@@ -4,6 +4,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
+#include <vector_types.h>
+
+#include <cstring>
 
 #include "row_split.h"
 
@@ -37,5 +40,13 @@ struct alignas(sizeof(T) * N) Pack {
 
 template <typename T>
 using Vector = Pack<T, kVectorBytes / sizeof(T)>;  // 128 bits
+
+// One 128-bit store: nvcc takes the assignment of a vector apart where it was made lane by lane.
+template <typename T>
+__device__ __forceinline__ void store_whole(T* at, const Vector<T>& vector) {
+    uint4 bits;
+    memcpy(&bits, &vector, sizeof(bits));
+    __stcg(reinterpret_cast<uint4*>(at), bits);
+}
 
 }  // namespace fastdiff::cuda

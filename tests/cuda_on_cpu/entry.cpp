@@ -13,8 +13,8 @@ extern "C" __attribute__((visibility("default"))) int emulated_add_noise(
     args.out = out;
     args.x0 = x0;
     args.noise = noise;
-    args.alpha = {alpha, alpha_stride, alpha_is_double};
-    args.sigma = {sigma, sigma_stride, sigma_is_double};
+    args.alpha = {alpha, alpha_stride, alpha_is_double, 0.0f};
+    args.sigma = {sigma, sigma_stride, sigma_is_double, 0.0f};
     args.batch = batch;
     args.inner = inner;
     args.element = static_cast<fastdiff::cuda::Element>(element);

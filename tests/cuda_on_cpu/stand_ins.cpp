@@ -20,3 +20,38 @@ torch_c10_cuda_check_msg(int32_t error, const char*, const char*, uint32_t, bool
     return AOTI_TORCH_SUCCESS;
 }
 EXPORT void torch_c10_cuda_free_error_msg(char*) {}
+
+// A small chip, so that small images need each of the variants that large ones need on a real one.
+static int chip_sms = 4, chip_shared = 64 * 1024, chip_l2 = 1 << 20;
+
+EXPORT void emulated_chip(int sms, int shared, int l2) {
+    chip_sms = sms;
+    chip_shared = shared;
+    chip_l2 = l2;
+}
+EXPORT cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+    switch (which) {
+        case cudaDevAttrComputeCapabilityMajor:
+            *value = 9;
+            break;
+        case cudaDevAttrComputeCapabilityMinor:
+            *value = 0;
+            break;
+        case cudaDevAttrMultiProcessorCount:
+            *value = chip_sms;
+            break;
+        case cudaDevAttrMaxThreadsPerMultiProcessor:
+            *value = 2048;
+            break;
+        case cudaDevAttrL2CacheSize:
+            *value = chip_l2;
+            break;
+        case cudaDevAttrCooperativeLaunch:
+            *value = 1;
+            break;
+        default:  // shared memory
+            *value = chip_shared;
+    }
+    return cudaSuccess;
+}
+EXPORT cudaError_t cudaGetLastError() { return cudaSuccess; }
