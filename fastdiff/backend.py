@@ -25,10 +25,10 @@ KERNELS: dict[str, dict[str, frozenset[torch.dtype]]] = {
     "add_noise": {"cpp": FLOATS, "triton": FLOATS, "cuda": FLOATS},
     "q_sample": {"cpp": FLOATS, "triton": FLOATS, "cuda": FLOATS},
     "randn_like": {"cpp": FLOATS, "triton": FLOATS, "cuda": FLOATS},
-    "group_norm_silu": {"cpp": FLOATS},
-    "group_norm_silu_backward": {"cpp": FLOATS},
-    "dynamic_bound": {"cpp": frozenset({torch.float32})},
-    "rescale_gain": {"cpp": FLOATS},
+    "group_norm_silu": {"cpp": FLOATS, "triton": FLOATS},
+    "group_norm_silu_backward": {"cpp": FLOATS, "triton": FLOATS},
+    "dynamic_bound": {"cpp": SINGLE, "triton": SINGLE},
+    "rescale_gain": {"cpp": FLOATS, "triton": FLOATS},
     "solver_step": {"cpp": SINGLE, "triton": SINGLE, "cuda": SINGLE},
 }
 """op -> backend -> the dtypes it has a kernel for. The reference takes everything."""
