@@ -87,6 +87,7 @@ def laid_out(
     fit = max(1, WAVE_BYTES // (width * pixels * itemsize))
     waves = -(-units // fit)
     wave = -(-units // waves)
+    reach = (chosen.bp + 1) * channels if last else (max(chosen.bc, chosen.tail) + 1) * pixels
     return Plan(
         whole=chosen.whole,
         shape=(channels // groups, chosen.groups, bg, chosen.bc),
@@ -94,8 +95,7 @@ def laid_out(
         bp=chosen.bp,
         last=last,
         align=math.gcd(channels if last else pixels, 16),
-        wide=max(chosen.bc, chosen.tail, width if chosen.whole else 0, chosen.bp) * max(channels, pixels)
-        >= 2**31,
+        wide=reach >= 2**31,
         warps=chosen.warps,
         sizes=(channels, pixels, groups, slabs),
         units=units,

@@ -1,0 +1,282 @@
+"""The Triton kernels of group_norm_silu and its gradient: values where they can run, and code for GPUs nobody needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import group_norm_cases as cases
+import sass
+from conftest import HALF_AND_SINGLE, assert_accurate
+
+pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
+from fastdiff import backend, ops
+from fastdiff.kernels import group_norm_silu, group_norm_silu_backward
+from fastdiff.kernels import group_norm_silu_plan as plan
+from triton_code import INTERPRETED, compiled, device, launches, needs_compiler
+
+LAYOUTS = ("contiguous", "channels_last")
+HOW = ("whole", "streamed")
+
+
+@pytest.fixture(params=HOW)
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A program for each group; or tiles so small that each group has several, in waves of one or two units."""
+    if request.param == "streamed":
+        monkeypatch.setattr(plan, "WHOLE", dict.fromkeys(plan.WHOLE, 0))
+        monkeypatch.setattr(plan, "TILE", dict.fromkeys(plan.TILE, 128))
+        monkeypatch.setattr(plan, "WAVE_BYTES", 1500)
+    plan.plan.cache_clear()
+    yield request.param
+    plan.plan.cache_clear()
+
+
+def draw(shape: tuple[int, ...], groups: int, dtype: torch.dtype, **wanted: object) -> cases.Inputs:
+    """Drawn inputs, on the device."""
+    made = cases.inputs(shape, groups, dtype, torch.Generator().manual_seed(0), **wanted)
+    return cases.Inputs(*(t.to(device()) if isinstance(t, Tensor) else t for t in made))
+
+
+def check(given: cases.Inputs) -> Tensor:
+    """Values, statistics and layout of what launch makes; returns y."""
+    x = given.x
+    y, summed, mean, rstd = group_norm_silu.launch(*given.arguments())
+    assert (y.dtype, y.shape, y.stride()) == (x.dtype, x.shape, x.stride())
+    if given.residual is None:
+        assert summed.numel() == 0
+    else:  # the interpreter truncates to bfloat16
+        near = torch.finfo(x.dtype).eps if INTERPRETED and x.dtype == torch.bfloat16 else 0.0
+        torch.testing.assert_close(summed, x + given.residual, rtol=near, atol=0)
+        assert summed.stride() == x.stride()
+        given = given._replace(x=summed, residual=None)
+    plain = cases.composition(given.to(x.dtype))[1]
+    assert_accurate(y, cases.exact(given)[1], plain)
+    if y.numel():
+        wide = given.x.double() if given.add is None else given.x.double() + broadcast(given.add, given.x)
+        wide = wide.reshape(len(x), given.num_groups, -1)
+        near = 1e-7 * wide.abs().amax().item()
+        torch.testing.assert_close(mean.double(), wide.mean(-1), rtol=1e-6, atol=near)
+        deviation = (wide.var(-1, correction=0) + given.eps).rsqrt()
+        torch.testing.assert_close(rstd.double(), deviation, rtol=1e-5, atol=0)
+    return y
+
+
+def broadcast(vector: Tensor, like: Tensor) -> Tensor:
+    return vector.double().reshape(*vector.shape, *(1,) * (like.dim() - 2))
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("options", cases.OPTIONS)
+def test_device_options(options: str, how: str) -> None:
+    """Every option, in every dtype where a group is a program; the layouts and dtypes of vectors take turns."""
+    number = list(cases.OPTIONS).index(options)
+    for i, dtype in enumerate(HALF_AND_SINGLE if how == "whole" else [HALF_AND_SINGLE[number % 3]]):
+        turn = (number + i) % 2
+        vectors = torch.float32 if turn else dtype
+        check(draw((1, 10, 7, 5), 2, dtype, options=options, layout=LAYOUTS[turn], vectors=vectors))
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("number", range(len(cases.SHAPES)))
+def test_device_shapes(number: int) -> None:
+    """Values and gradients, in one layout and the other by turns."""
+    shape, groups = cases.SHAPES[number]
+    given = draw(shape, groups, torch.float32, layout=LAYOUTS[number % 2])
+    check(given)
+    check_gradients(given)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_device_groups_that_share_a_program(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole and streamed; the last program has fewer groups, and a tile ends within a group's channels."""
+    given = draw((1, 9, 3, 3), 3, torch.float32, layout=layout, options="all")
+    for whole, bc, bp in ((True, 8, 16), (False, 4, 8)):
+        monkeypatch.setattr(plan, "tiling", lambda *_: plan.Tiling(whole, 2, bc, 0, bp, 4))  # noqa: B023
+        plan.plan.cache_clear()
+        check(given)
+        check_gradients(given)
+    plan.plan.cache_clear()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("means", [(1000.0,) * 4, (0.0, 1e4, -1e4, 0.0), (1e4, 0.0, 0.0, 0.0)], ids=str)
+def test_device_far_from_zero(means: tuple[float, ...], layout: str, how: str) -> None:
+    """Also channels of one group that lie far apart, wherever the kernel takes its bearings."""
+    given = draw((1, 4, 11, 13), 1, torch.float32)
+    x = given.x + torch.tensor(means, device=given.x.device).view(1, 4, 1, 1)
+    check(given._replace(x=cases.LAYOUTS[layout](x)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_device_nan_stays_in_its_group(layout: str, how: str) -> None:
+    given = draw((2, 4, 5, 9), 2, torch.float32, layout=layout, options="residual")
+    clean = group_norm_silu.launch(*given.arguments())[0]
+    for bad in (torch.nan, torch.inf):
+        given.x[1, 3, 3, 3] = bad
+        y = group_norm_silu.launch(*given.arguments())[0]
+        assert y[1, 2:].isnan().all()
+        assert torch.equal(y[0], clean[0]) and torch.equal(y[1, :2], clean[1, :2])
+
+
+def test_device_odd_offset_and_repeats(how: str) -> None:
+    """The same bits again, and off any alignment."""
+    given = draw((1, 8, 7, 9), 2, torch.float16, options="all")
+    grad = torch.empty_like(given.x).normal_()
+    moved = given._replace(x=cases.odd_offset(given.x), residual=cases.odd_offset(given.residual))
+    first, *others = (forward_and_backward(g, grad) for g in (given, given, moved))
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def forward_and_backward(given: cases.Inputs, grad: Tensor) -> tuple[Tensor, ...]:
+    y, summed, mean, rstd = group_norm_silu.launch(*given.arguments())
+    return y, summed, *group_norm_silu_backward.launch(*given.backward_arguments(grad, mean, rstd))
+
+
+def check_gradients(given: cases.Inputs) -> None:
+    """Every gradient the op makes on this backend, by the criterion."""
+    grad = torch.empty_like(given.x).normal_(generator=torch.Generator(device()).manual_seed(1))
+    inputs = given.requiring_grad()
+    with backend.use("triton"):
+        assert backend.select("group_norm_silu_backward", given.x.device.type, given.x.dtype) == "triton"
+        common = {n: getattr(inputs, n) for n in ("add", "scale", "shift", "activation")}
+        affine = (inputs.num_groups, inputs.weight, inputs.bias, inputs.eps)
+        if inputs.residual is None:
+            outputs, grads = (inputs.x, ops.group_norm_silu(inputs.x, *affine, **common)), (None, grad)
+        else:
+            outputs = ops.add_group_norm_silu(inputs.x, inputs.residual, *affine, **common)
+            grads = (grad.flip(0), grad)
+        found = cases.gradients(outputs, inputs, grads)
+    exact, composed = cases.exact_gradients(given, grads), cases.composed_gradients(given, grads)
+    for name, gradient in found.items():
+        assert_accurate(gradient, exact[name], composed[name])
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("options", ["plain", "bias", "all", "all-gelu", "all-none"])
+def test_device_gradients(options: str, how: str) -> None:
+    number = list(cases.OPTIONS).index(options)
+    for i, dtype in enumerate(HALF_AND_SINGLE if how == "whole" else [torch.float32]):
+        layout = LAYOUTS[(number + i) % 2]
+        if dtype == torch.bfloat16 and "all" in options:
+            options = "affine"  # the sum that the interpreter truncates is another point than the truth's
+        check_gradients(draw((1, 10, 7, 5), 2, dtype, options=options, layout=layout))
+
+
+UNET = [(320, 64), (640, 64), (960, 64), (640, 32), (1280, 32), (1920, 32), (1280, 16), (2560, 16), (1280, 8)]
+"""(channels, height) at 512 by 512 pixels; all in 32 groups."""
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+def test_plans_cover_every_element(last: bool, backward: bool) -> None:
+    shapes = [(c, h * h, 32) for c, h in [*UNET, (128, 1024), (512, 128), (2560, 32)]]
+    shapes += [(c, p, g) for c in (7, 60, 96) for p in (1, 35, 4097) for g in (1, c)]
+    for channels, pixels, groups in shapes:
+        for itemsize in (2, 4):
+            made = plan.plan(2, channels, pixels, groups, last and pixels > 1, itemsize, backward)
+            cg, shared, bg, bc = made.shape
+            units, wave, waves, tiles, across = made.schedule
+            assert shared <= bg < 2 * shared and units == 2 * -(-groups // shared) and wave * waves >= units
+            width = cg * shared
+            if made.whole:
+                assert bc + made.tail >= width and made.bp >= pixels
+                assert (bc + made.tail) * made.bp <= plan.WHOLE[backward, itemsize]
+            else:
+                assert bc * made.bp == plan.TILE[backward]
+                assert across * made.bp >= pixels and tiles // across * bc >= width
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels, height", [(320, 64), (1280, 32)])
+def test_a_group_of_the_unet_stays_in_registers(channels: int, height: int) -> None:
+    """With every option, at 1024 threads: 128 bits an access, read once, no spills."""
+    given = draw_on_cpu((1, channels, height, height), 32, torch.bfloat16, "all")
+    (launch,) = launches(pytest.MonkeyPatch(), group_norm_silu.launch, *given.arguments())
+    code = compiled(launch, 90).kernel
+    sass.assert_no_spills(code, registers=64)
+    vectors = channels // 32 * height**2 // (8 * 1024)
+    assert code.count("LDG.E.128") == 2 * vectors  # x and residual
+    assert code.count("STG.E.128") == 2 * vectors  # summed and y
+
+
+def draw_on_cpu(
+    shape: tuple[int, ...], groups: int, dtype: torch.dtype, options: str, layout: str = "contiguous"
+) -> cases.Inputs:
+    return cases.inputs(
+        shape, groups, dtype, torch.Generator(), options=options, layout=layout, vectors=torch.float32
+    )
+
+
+STREAMED = {
+    "planar": ((1, 640, 64, 64), torch.bfloat16, "affine", "contiguous", 80, 64),
+    "channels_last": ((1, 640, 64, 64), torch.bfloat16, "affine", "channels_last", 90, 96),
+    "vae": ((1, 512, 128, 128), torch.float32, "all-gelu", "contiguous", 90, 128),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", STREAMED)
+def test_streams_what_does_not_fit(name: str) -> None:
+    """Registers for two to four programs of 256 threads on a multiprocessor; what is collected stays in the cache."""
+    shape, dtype, options, layout, arch, registers = STREAMED[name]
+    given = draw_on_cpu(shape, 32, dtype, options, layout)
+    (launch,) = launches(pytest.MonkeyPatch(), group_norm_silu.launch, *given.arguments())
+    code, asm = compiled(launch, arch)
+    sass.assert_no_spills(code, registers=registers)
+    vectors = plan.TILE[False] * dtype.itemsize // 16 // 256
+    assert wide(code, "LDG") >= 2 * vectors and wide(code, "STG") >= vectors
+    assert_synchronised(asm["ptx"])
+    assert re.search(r"ld\.global\S*evict_last", asm["ptx"])
+
+
+def wide(code: sass.Kernel, kind: str) -> int:
+    """128-bit accesses, whatever they say of caches."""
+    return sum(n for name, n in code.instructions.items() if name.startswith(kind) and "128" in name)
+
+
+def assert_synchronised(ptx: str) -> None:
+    """How programs hand over what they stored: acquired and released at the scope of the GPU; no atomics on floats."""
+    found = re.findall(r"(atom|red|ld)\.global\.gpu\.(relaxed|acquire|release|acq_rel)(\S*)", ptx)
+    assert {order for _, order, _ in found} >= {"relaxed", "acquire", "release", "acq_rel"}, found
+    assert not re.search(r"(atom|red)\.\S*f(16|32|64)", ptx)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "shape, dtype, layout, registers",
+    [
+        ((1, 1280, 16, 16), torch.bfloat16, "contiguous", 128),  # whole
+        ((1, 320, 64, 64), torch.float32, "channels_last", 128),  # streamed
+    ],
+    ids=str,
+)
+def test_backward_code(
+    shape: tuple[int, ...], dtype: torch.dtype, layout: str, registers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = draw_on_cpu(shape, 32, dtype, "all-gelu", layout)._replace(residual=None)
+    mean = torch.zeros(1, 32)
+    arguments = given.backward_arguments(torch.empty_like(given.x), mean, mean)
+    (launch,) = launches(monkeypatch, group_norm_silu_backward.launch, *arguments)
+    code, asm = compiled(launch, 90)
+    sass.assert_no_spills(code, registers=registers)
+    assert wide(code, "LDG") >= 4 and wide(code, "STG") >= 2
+    if launch.launcher is group_norm_silu_backward.STREAMED:
+        assert_synchronised(asm["ptx"])
+
+
+@needs_compiler
+def test_addresses_are_64_bit() -> None:
+    """Where a sample or a tile starts; offsets within a tile have 32 bits unless they need more."""
+    made = plan.plan(1, 4, 2**31 + 7, 1, False, 2, False)
+    assert made.wide and not plan.plan(2, 128, 2**20, 32, True, 2, False).wide
+    given = draw_on_cpu((1, 640, 64, 64), 32, torch.bfloat16, "affine")
+    (launch,) = launches(pytest.MonkeyPatch(), group_norm_silu.launch, *given.arguments())
+    ttir = compiled(launch, 80).asm["ttir"]
+    bases = re.findall(r"tt\.addptr %[xy]_ptr\S*, %\S+ : !tt\.ptr<bf16>, (i\d+)", ttir)
+    assert bases and set(bases) == {"i64"}, ttir
