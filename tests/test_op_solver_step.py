@@ -6,71 +6,19 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from conftest import HALF_AND_SINGLE, assert_accurate
-from fastdiff import backend, ops, reference
-from fastdiff.reference import COLUMNS
-
-INDEX = torch.tensor(1)
+from conftest import HALF_AND_SINGLE
+from fastdiff import backend, counter, ops
+from solver_step_cases import FULL, INDEX, Case, arguments, every_option, inpainting, make_table, seeds
+from solver_step_cases import check as check_case
 
 
-def make_table(**weights):
-    """Three rows of the same weights: identity on x, no clamp, one call, unless said otherwise."""
-    row = dict.fromkeys(COLUMNS, 0.0) | {
-        "lo": -torch.inf,
-        "hi": torch.inf,
-        "a": 1.0,
-        "k": 1.0,
-        "g": 1.0,
-        "call": 1.0,
-    }
-    row |= weights
-    return torch.tensor([list(row.values())] * 3, dtype=torch.float64)
-
-
-FULL = {
-    "p": 1.3, "q": -0.7, "lo": -1.1, "hi": 1.2, "u": 0.2, "w": 0.9, "a": 0.5, "b": 0.3, "c0": 0.6, "c1": -0.4,
-    "c2": 0.25, "c3": -0.1, "n": 0.35, "k": 0.8, "g": 3.5, "g_uncond": -2.5, "slot": 3.0, "accept": 1.0, "alpha": 0.85, "sigma": 0.4,
-}  # fmt: skip
-
-
-def draw(shape, generator, count=7):
+def draw(shape, generator, count):
     return [torch.randn(shape, generator=generator) for _ in range(count)]
 
 
-def arguments(shape, generator, dtype=torch.float32):
-    """Every tensor a row can read, in float32 (the model's in dtype)."""
-    x, output, uncond, anchor, *history = draw(shape, generator, 7)
-    noise = torch.randn(shape, generator=generator)
-    return (x, output.to(dtype)), {
-        "uncond": uncond.to(dtype),
-        "anchor": anchor,
-        "history": history,
-        "noise": noise,
-    }
-
-
-def widened(value):
-    if isinstance(value, torch.Tensor):
-        return value.double() if value.is_floating_point() else value
-    return [widened(v) for v in value] if isinstance(value, list) else value
-
-
 def check(table, positional, keywords, **options):
-    """Compares one step with float64 and with the same formula in float32."""
-    step = ops.solver_step(*positional, table, INDEX, **keywords, **options)
-    dtype = options.get("input_dtype") or torch.float32
-    wide = {name: widened(value) for name, value in keywords.items()}
-    exact = reference.solver_step(
-        *map(widened, positional), table, INDEX, **wide, **options | {"input_dtype": torch.float64}
-    )
-    composed = reference.solver_step(*positional, table, INDEX, **keywords, **options)
-    for actual, *others in zip(step, exact, composed, strict=True):
-        assert_accurate(actual, *others)
-    assert step.input.dtype == dtype
-    return step
+    return check_case(Case(*positional, table, keywords | options))
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -81,11 +29,9 @@ def check(table, positional, keywords, **options):
     ("model", "doubled"), [*zip(HALF_AND_SINGLE, (True, False, True), strict=True)], ids=str
 )
 def test_the_whole_row(everywhere, shape, model, doubled, generator):
-    positional, keywords = arguments(shape, generator, model)
-    per_sample = {name: torch.rand(shape[0], generator=generator) + 0.5 for name in ("bound", "gain")}
-    for given_names in ((), ("bound",), ("gain",), ("bound", "gain")):
-        more = {name: per_sample[name] for name in given_names}
-        check(make_table(**FULL), positional, keywords | more, input_dtype=model, doubled=doubled)
+    for case in every_option(shape, generator, model):
+        case.keywords |= {"input_dtype": model, "doubled": doubled}
+        check_case(case)
 
 
 @pytest.mark.parametrize("dtypes", [*itertools.product(HALF_AND_SINGLE, repeat=2)], ids=str)
@@ -185,6 +131,91 @@ def test_layouts(everywhere, generator):
     assert torch.equal(x, wanted.x) and torch.equal(buffer, torch.cat([wanted.input] * 2))
 
 
+def test_the_mask_says_what_stands(everywhere, generator):
+    (x, output), k = arguments((2, 3, 6, 5), generator)
+    blend = inpainting((2, 3, 6, 5), generator)
+    last = make_table(**FULL | {"alpha": 1.0, "sigma": 0.0})
+    plain = ops.solver_step(x, output, last, INDEX, **k)
+    ones, none = torch.ones(1), torch.zeros(6, 1)  # they broadcast
+    known = blend["known"][:1]
+    assert torch.equal(ops.solver_step(x, output, last, INDEX, **k, mask=ones, known=known).x, plain.x)
+    step = ops.solver_step(x, output, last, INDEX, **k, mask=none, known=known, doubled=True)
+    assert torch.equal(step.x, known.expand(x.shape)) and torch.equal(step.value, plain.value)
+    assert torch.equal(step.input, torch.cat([step.x * torch.tensor(0.8)] * 2))
+    state, anchor = x.clone(), k["anchor"].clone()
+    more = {"uncond": k["uncond"], "noise": k["noise"], "history": torch.stack(k["history"])}
+    ops.solver_step_(state, output, last, INDEX, anchor=anchor, **more, mask=none, known=known)
+    assert torch.equal(state, step.x) and torch.equal(anchor, step.x)
+    half = ops.solver_step(
+        x, output, make_table(**FULL), INDEX, **k, **blend | {"mask": blend["mask"][:, :, :1]}
+    )
+    expected = 0.85 * blend["known"] + 0.4 * blend["known_noise"]
+    mask = blend["mask"][:, :, :1]
+    torch.testing.assert_close(half.x, mask * plain.x + (1 - mask) * expected)
+
+
+def test_seeds_draw_the_specified_noise(everywhere, generator):
+    for shape in ((3, 2, 37, 41), (2, 5), (1, 1)):
+        (x, output), k = arguments(shape, generator)
+        given, images = k | {"noise": None}, shape[0]
+        for row in (0, 1, 2):
+            noise = counter.normal(seeds(images), x[0].numel(), row + 1).reshape(shape)
+            options = given | {"seeds": seeds(images)}
+            drawn = ops.solver_step(x, output, make_table(**FULL), torch.tensor(row), **options)
+            expected = ops.solver_step(
+                x, output, make_table(**FULL), torch.tensor(row), **given | {"noise": noise}
+            )
+            assert all(torch.equal(a, e) for a, e in zip(drawn, expected, strict=True))
+    x, output = torch.randn(2, 4, 6, 5), torch.randn(2, 4, 6, 5)
+    table, last = make_table(n=1.0), {"memory_format": torch.channels_last}
+    straight = ops.solver_step(x, output, table, INDEX, seeds=seeds(2)).x
+    turned = ops.solver_step(x.to(**last), output, table, INDEX, seeds=seeds(2)).x
+    assert torch.equal(straight, turned)
+    state = x.to(**last)
+    ops.solver_step_(state, output, table, INDEX, seeds=seeds(2))
+    assert torch.equal(straight, state)
+    alone = ops.solver_step(x[1:], output[1:], table, INDEX, seeds=seeds(2)[1:]).x
+    assert torch.equal(alone, straight[1:])
+
+
+def test_both_branches_in_one_output(everywhere, generator):
+    (x, output), k = arguments((2, 4, 6, 5), generator, torch.bfloat16)
+    table = make_table(**FULL)
+    expected = ops.solver_step(x, output, table, INDEX, **k)
+    both, rest = torch.cat([output, k.pop("uncond")]), k
+    for given in (both, both.to(memory_format=torch.channels_last), both.expand(4, 4, 6, 5)):
+        step = ops.solver_step(x, given, table, INDEX, **rest)
+        assert all(torch.equal(a, e) for a, e in zip(step, expected, strict=True))
+    one = ops.solver_step(x[:1], both[[0, 2]], table, INDEX, **{n: _first(t) for n, t in rest.items()})
+    assert torch.equal(one.x, expected.x[:1])
+    single = make_table(q=0.5, w=1.0, c0=1.0)  # without guidance the first half alone is read
+    nan = torch.cat([output, output * torch.nan])
+    assert torch.equal(ops.solver_step(x, nan, single, INDEX).x, ops.solver_step(x, output, single, INDEX).x)
+
+
+def _first(value):
+    return [t[:1] for t in value] if isinstance(value, list) else value[:1]
+
+
+def test_what_kernels_do_not_take_is_converted(everywhere, generator):
+    (x, output), k = arguments((2, 3, 5), generator)
+    table = make_table(**FULL)
+    expected = ops.solver_step(x, output, table, INDEX, **k)
+    wide = ops.solver_step(x, output.double(), table, INDEX, **k)
+    assert torch.equal(wide.x, expected.x)
+    mixed = ops.solver_step(x, output, table, INDEX, **k | {"uncond": k["uncond"].bfloat16().double()})
+    half = ops.solver_step(x, output, table, INDEX, **k | {"uncond": k["uncond"].bfloat16()})
+    assert torch.equal(mixed.x, half.x)
+    buffer, state = torch.zeros(2, 3, 5, dtype=torch.float64), x.clone()
+    ops.solver_step_(state, output.double(), make_table(k=0.5), INDEX, input=buffer)
+    assert torch.equal(buffer, x.double() * 0.5)
+    vector = torch.full((2,), 0.5).double()
+    clamped = ops.solver_step(x, output, table, INDEX, **k, bound=vector, gain=vector)
+    assert torch.equal(
+        clamped.x, ops.solver_step(x, output, table, INDEX, **k, bound=vector.float(), gain=vector.float()).x
+    )
+
+
 def test_inference_mode_and_threads(generator):
     positional, keywords = arguments((2, 4, 200, 200), generator)
     table = make_table(**FULL)
@@ -199,95 +230,6 @@ def test_inference_mode_and_threads(generator):
             assert torch.equal(x, positional[0])
     finally:
         torch.set_num_threads(threads)
-
-
-def leaves(positional, keywords, dtype):
-    tensors = [*positional, keywords["uncond"], keywords["anchor"], *keywords["history"], keywords["noise"]]
-    return [t.to(dtype).detach().requires_grad_() for t in tensors]
-
-
-def as_function(table, **options):
-    def step(x, output, uncond, anchor, h1, h2, h3, noise, bound=None, gain=None):
-        more = {
-            "uncond": uncond,
-            "anchor": anchor,
-            "history": (h1, h2, h3),
-            "noise": noise,
-            "bound": bound,
-            "gain": gain,
-        }
-        return tuple(ops.solver_step(x, output, table, INDEX, **more, **options))
-
-    return step
-
-
-@pytest.mark.parametrize("bounded", [False, True])
-def test_gradients(bounded, generator):
-    table = make_table(**FULL)
-    inputs = leaves(*arguments((2, 3, 4), generator), torch.float64)
-    if bounded:
-        inputs += [(torch.rand(2, generator=generator).double() + 0.5).requires_grad_() for _ in "bg"]
-    function = as_function(table, doubled=True)
-    with backend.use("reference"):
-        torch.autograd.gradcheck(function, inputs)
-        cotangents = [torch.randn(t.shape, dtype=t.dtype, generator=generator) for t in function(*inputs)]
-        expected = torch.autograd.grad(function(*inputs), inputs, cotangents)
-    singles = [t.detach().float().requires_grad_() for t in inputs]
-    actual = torch.autograd.grad(function(*singles), singles, [c.float() for c in cotangents])
-    for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e.float(), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("overload", ["default", "triton"])
-def test_opcheck(overload, generator):
-    (x, output), k = arguments((2, 3, 5), generator)
-    op = getattr(torch.ops.fastdiff.solver_step, overload)
-    vectors = [torch.rand(2, generator=generator) + 0.5 for _ in "bg"]
-    tensors = (k["uncond"], k["anchor"], *k["history"], k["noise"], *vectors)
-    table = make_table(**FULL)
-    torch.library.opcheck(
-        op,
-        (
-            x.requires_grad_(),
-            output.requires_grad_(),
-            table,
-            INDEX,
-            *tensors,
-            *[None] * 4,
-            torch.float32,
-            True,
-        ),
-    )
-    torch.library.opcheck(
-        op, (x.detach(), None, make_table(call=0.0), INDEX, *[None] * 12, torch.bfloat16, False)
-    )
-    inplace = getattr(torch.ops.fastdiff.solver_step_, overload)
-    ring, buffer = torch.zeros(2, 2, 3, 5), torch.zeros(4, 3, 5)
-    more = (k["uncond"], k["anchor"], ring, k["noise"], *vectors, *[None] * 4, buffer)
-    torch.library.opcheck(inplace, (x.detach().clone(), output.detach(), table, INDEX, *more))
-
-
-def test_compile_export_and_vmap(generator):
-    positional, keywords = arguments((2, 3, 5), generator)
-    table = make_table(**FULL)
-    function = as_function(table)
-    inputs = leaves(positional, keywords, torch.float32)
-    expected = function(*inputs)
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")(*inputs)
-    assert torch.equal(compiled[0], expected[0])
-    assert torch.autograd.grad(compiled[0].sum(), inputs[0])[0].isfinite().all()
-
-    class Step(torch.nn.Module):
-        def forward(self, x, output, table, index):
-            return tuple(ops.solver_step(x, output, table, index, doubled=True))
-
-    simple = make_table(p=1.0, q=-0.5, w=1.0, c0=0.5)
-    exported = torch.export.export(Step(), (*positional, simple, INDEX)).module()
-    wanted = Step()(*positional, simple, INDEX)
-    assert all(torch.equal(a, w) for a, w in zip(exported(*positional, simple, INDEX), wanted, strict=True))
-    stacked = [torch.stack([t, t.flip(0)]) for t in positional]
-    batched = torch.vmap(lambda x, o: ops.solver_step(x, o, simple, INDEX).x)(*stacked)
-    torch.testing.assert_close(batched[0], wanted[0])
 
 
 X, T = torch.zeros(2, 3), make_table()
@@ -307,6 +249,18 @@ X, T = torch.zeros(2, 3), make_table()
         ({"bound": torch.ones(3)}, ValueError, r"bound has shape \(3,\)"),
         ({"gain": torch.ones(2, device="meta")}, ValueError, "gain is on meta"),
         ({"table": make_table(n=1.0)}, ValueError, "pass noise|not given"),
+        ({"seeds": torch.zeros(2)}, ValueError, r"seeds is float32 \[2\]: it must be int64 \[2\]"),
+        ({"seeds": seeds(3)}, ValueError, r"it must be int64 \[2\]"),
+        ({"seeds": seeds(2), "noise": X}, ValueError, "not both"),
+        ({"known": X}, ValueError, "pass mask"),
+        (
+            {"mask": torch.ones(3)[:2]},
+            ValueError,
+            r"mask has shape \(2,\): it must broadcast to x's, \(2, 3\)",
+        ),
+        ({"mask": X, "table": make_table(alpha=1.0)}, ValueError, "pass known|not given"),
+        ({"mask": X, "known": X, "table": make_table(sigma=1.0)}, ValueError, "pass known_noise|not given"),
+        ({"output": torch.zeros(2, 3, device="meta")}, ValueError, "output is on meta"),
         ({"table": make_table(b=1.0)}, ValueError, "pass anchor|not given"),
         ({"table": make_table(c2=1.0)}, ValueError, "history"),
         ({"table": make_table(q=1.0, w=1.0, g_uncond=1.0)}, ValueError, "pass uncond|not given"),
@@ -333,19 +287,3 @@ def test_errors_of_the_buffers():
         ops.solver_step(X, X, T, INDEX, history=[X] * 4)
     with pytest.raises(ValueError, match="requires grad"):
         ops.solver_step_(X.clone(), X.clone().requires_grad_(), T, INDEX)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    shape=st.lists(st.integers(1, 9), min_size=1, max_size=4),
-    weights=st.fixed_dictionaries(
-        {n: st.sampled_from([0.0, 1.0, -0.75, 2.5]) for n in FULL if n not in ("lo", "hi")}
-    ),
-    bounds=st.sampled_from([(-torch.inf, torch.inf), (-1.0, 1.0), (0.0, torch.inf)]),
-    model=st.sampled_from(HALF_AND_SINGLE),
-)
-def test_any_row(shape, weights, bounds, model):
-    generator = torch.Generator().manual_seed(sum(shape))
-    positional, keywords = arguments(tuple(shape), generator, model)
-    table = make_table(**weights | {"lo": bounds[0], "hi": bounds[1]})
-    check(table, positional, keywords)

@@ -118,10 +118,26 @@ def check_seeds(x: Tensor, noise: Tensor | None, seeds: Tensor | None) -> None:
     _checks.same_device("seeds", seeds, x)
 
 
-def output_like(output: Tensor | None, x: Tensor) -> Tensor | None:
-    """output, [B, ...] or [2B, ...], its samples laid out like those of the dense x: itself, or a copy."""
-    if output is None or output.shape == x.shape:
-        return None if output is None else _checks.laid_out_like(output, x)
+def vectors_like(x: Tensor, *vectors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """bound and gain as the kernels take them: contiguous, in x's dtype."""
+    return tuple(None if t is None else t.to(x.dtype).contiguous() for t in vectors)
+
+
+def outputs_like(
+    output: Tensor | None, uncond: Tensor | None, x: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The model's outputs as the kernels take them: samples laid out like those of the dense x, both of one dtype
+    that is not float64. Themselves, or copies."""
+    dtypes = {t.dtype for t in (output, uncond) if t is not None}
+    single = len(dtypes) > 1 or torch.float64 in dtypes
+    outputs = (None if t is None else t.float() if single else t for t in (output, uncond))
+    both, other = (None if t is None else _output_like(t, x) for t in outputs)
+    return both, other
+
+
+def _output_like(output: Tensor, x: Tensor) -> Tensor:
+    if output.shape == x.shape:
+        return _checks.laid_out_like(output, x)
     strides = (x[:1].numel(), *x.stride()[1:])
     if output.stride() == strides:
         return output

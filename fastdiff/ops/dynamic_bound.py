@@ -38,8 +38,8 @@ def dynamic_bound(
     if name == "reference" or _checks.records(x, output, uncond, gain):
         return reference.dynamic_bound(x, output, table, index, uncond, gain, quantile, most)
     x = _checks.dense(x)
-    both = _solver_step_checks.output_like(output, x)
-    uncond = None if uncond is None else _checks.laid_out_like(uncond, x)
+    (gain,) = _solver_step_checks.vectors_like(x, gain)
+    both, uncond = _solver_step_checks.outputs_like(output, uncond, x)
     if torch.compiler.is_compiling():
         return OVERLOADS[name](x, both, table, index, uncond, gain, quantile, most)
     with _checks.refusals():

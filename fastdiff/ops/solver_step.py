@@ -77,12 +77,11 @@ def solver_step(
             )
         )
     x = _checks.dense(x)
-    output = _solver_step_checks.output_like(output, x)
+    output, uncond = _solver_step_checks.outputs_like(output, uncond, x)
+    bound, gain = _solver_step_checks.vectors_like(x, bound, gain)
     noise, seeds = _drawn(x, index, noise, seeds)
-    tensors = (uncond, anchor, *past[:3], noise, *blend)
-    uncond, anchor, h1, h2, h3, noise, *blend = (
-        None if t is None else _checks.laid_out_like(t, x) for t in tensors
-    )
+    tensors = (anchor, *past[:3], noise, *blend)
+    anchor, h1, h2, h3, noise, *blend = (None if t is None else _checks.laid_out_like(t, x) for t in tensors)
     arguments = (
         x, output, table, index, uncond, anchor, h1, h2, h3, noise, bound, gain, *blend, seeds, dtype, doubled,
     )  # fmt: skip
@@ -117,8 +116,8 @@ def solver_step_(
     receives k*x_next (twice). All of these are dense, laid out like x; the others are copied where they are not.
     """
     rest = (uncond, anchor, history, noise, bound, gain, mask, known, known_noise, seeds, input)
-    grads = torch.is_grad_enabled() and (x.requires_grad or (output is not None and output.requires_grad))
-    if x.is_cpu and not grads and backend.is_direct("solver_step"):
+    here = x.is_cpu and (output is None or output.is_cpu)
+    if here and backend.is_direct("solver_step") and not _checks.records(x, output, *rest):
         try:  # the kernel checks all it reads: checking here first would cost more than the step itself
             NATIVE_(x, output, table, index, *rest)
         except RuntimeError:
@@ -156,21 +155,21 @@ def _checked_step_(
     _solver_step_checks.check_seeds(x, noise, seeds)
     blend = [*_solver_step_checks.inpainting(x, mask, known, known_noise)]
     if torch.is_grad_enabled():
-        for given, tensor in {"x": x, "output": output, "uncond": uncond, **images}.items():
+        recorded = {"x": x, "output": output, "uncond": uncond, "known": known, "known_noise": known_noise}
+        for given, tensor in (recorded | images | vectors).items():
             if tensor is not None and tensor.requires_grad:
                 raise ValueError(f"{given} requires grad: use solver_step, or torch.no_grad()")
     name = backend.select("solver_step", x.device.type, x.dtype)
-    if name == "reference":
+    if name == "reference" or (input is not None and input.dtype == torch.float64):
         with torch.no_grad():
             _reference_(
                 x, output, table, index, uncond, anchor, history, noise, bound, gain, *blend, seeds, input
             )
         return
-    output = _solver_step_checks.output_like(output, x)
+    output, uncond = _solver_step_checks.outputs_like(output, uncond, x)
+    bound, gain = _solver_step_checks.vectors_like(x, bound, gain)
     noise, seeds = _drawn(x, index, noise, seeds)
-    uncond, noise, *blend = (
-        None if t is None else _checks.laid_out_like(t, x) for t in (uncond, noise, *blend)
-    )
+    noise, *blend = (None if t is None else _checks.laid_out_like(t, x) for t in (noise, *blend))
     with _checks.refusals():  # a layout or a missing tensor, which only the kernel knows of
         INPLACE[name](
             x, output, table, index, uncond, anchor, history, noise, bound, gain, *blend, seeds, input
