@@ -139,7 +139,7 @@ def test_errors(arguments, error, words):
         ops.add_noise(*arguments)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     shape=st.lists(st.integers(1, 9), min_size=1, max_size=5),
     dtype=st.sampled_from(HALF_AND_SINGLE),
