@@ -18,7 +18,7 @@ from fastdiff.executor import Run, Setting
 from fastdiff.guidance import Guidance
 from fastdiff.inpainting import Inpaint
 from fastdiff.levels import Level
-from fastdiff.noise import GeneratorNoise, NoiseSource, PathNoise, SeededNoise, generator_of
+from fastdiff.noise import CounterNoise, GeneratorNoise, NoiseSource, PathNoise, SeededNoise, generator_of
 from fastdiff.plan import Plan, Planner, clip_bounds
 from fastdiff.predictions import Prediction
 from fastdiff.predictions import resolve as resolve_prediction
@@ -85,7 +85,7 @@ def sample(
     model_dtype = dtype or (x.dtype if isinstance(x, Tensor) else torch.float32)
     plan = planned(sampler, schedule, steps=steps, prediction=prediction, clip=clip, options=options)
     plan = plan if strength is None else plan.start_at(strength)
-    if plan.needs_path and isinstance(source, (GeneratorNoise, SeededNoise)):
+    if plan.needs_path and isinstance(source, (GeneratorNoise, SeededNoise, CounterNoise)):
         source = PathNoise(source)
     with (
         torch.set_grad_enabled(differentiable and torch.is_grad_enabled()),

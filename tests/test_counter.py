@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+import fastdiff
 from conftest import instruction_sets
-from fastdiff import backend, counter, native, ops
+from fastdiff import backend, counter, native, ops, schedules
 from fastdiff.noise import CounterNoise
 
 SEEDS = torch.tensor([0, 1, 2**63 - 1, 0x123456789ABCDEF])
@@ -119,6 +120,19 @@ def test_a_source_gives_streams_by_row():
     assert source.path(2).seeds == [3, 9]
     with pytest.raises(ValueError, match="2 seeds for 3 images"):
         source.start(torch.empty(3, 4))
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde"])
+def test_a_sampled_image_depends_on_its_own_seed_alone(sampler):
+    def sample(*seeds):
+        return fastdiff.sample(
+            lambda x, t: 0.3 * x, (len(seeds), 3, 4, 4), schedule=schedules.karras(0.03, 14.6), sampler=sampler,
+            steps=5, noise=CounterNoise(seeds),
+        )  # fmt: skip
+
+    together = sample(3, 2**62)
+    assert together.isfinite().all()
+    assert torch.equal(together, torch.cat([sample(3), sample(2**62)]))
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0)])

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdiff import backend, native, reference
 from fastdiff.ops._register import define
 
-FEWEST = 4096
+FEWEST = 8192
 """Values below which torch.randn is quicker than carrying the state of a CPU generator to and fro."""
 
 _lock = threading.Lock()  # of every generator: held from reading its state to writing it
@@ -104,7 +104,7 @@ def _compared(name: str, device: torch.device, dtype: torch.dtype, level: str) -
 
 def _same(state: Tensor, other: Tensor) -> bool:
     """Whether two states of generators are equal, but for what lies between the fields of a CPU one."""
-    return torch.equal(state[:5044], other[:5044])
+    return torch.equal(state, other) or torch.equal(state[:5044], other[:5044])
 
 
 def _fake(x: Tensor, state: Tensor | None, seeds: Tensor | None, stream: int) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ def add_noise(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | T
     x0, noise: [B, ...], one dtype and device; alpha, sigma: a number, or one for each sample [B].
     Returns a tensor like x0 (dtype, memory format). Differentiable in every tensor.
     """
-    if backend.is_direct("add_noise") and _is_plain(x0, noise, alpha, sigma):
+    if backend.is_direct("add_noise") and is_plain(x0, noise, alpha, sigma):
         try:  # the kernel checks all it reads, at a fraction of the cost
             with (
                 torch._C._AutoDispatchBelowAutograd()
@@ -30,7 +30,7 @@ def add_noise(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | T
     return _checked(x0, noise, alpha, sigma)
 
 
-def _is_plain(*values: float | Tensor) -> bool:
+def is_plain(*values: object) -> bool:
     """Whether every tensor is on the CPU, itself and not a stand-in, and no derivative is wanted."""
     if torch.compiler.is_compiling() or transformed():
         return False

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastdiff import backend, reference
 from fastdiff.ops import _checks, _drawing
 from fastdiff.ops._register import define, differentiate
-from fastdiff.ops.add_noise import add_noise, forwards, per_level, summed
+from fastdiff.ops.add_noise import add_noise, forwards, is_plain, per_level, summed
 from fastdiff.ops.randn import Seeds, checked_seeds, checked_stream, counted, drawn
 
 
@@ -80,20 +80,31 @@ def _drawn_inside(
     velocity: bool,
 ) -> QSample | None:
     """The same with noise drawn by the kernel, or None where that cannot be."""
+    found: tuple[Tensor, ...] | None
     if seeds is not None:
         name = backend.select("q_sample", x0.device.type, x0.dtype)
         if name == "reference":
             return None
         values = checked_seeds(seeds, x0)
-        found = OVERLOADS[name](x0, None, *levels, None, values, checked_stream(stream), velocity)
+        found = _called(name, x0, None, *levels, None, values, checked_stream(stream), velocity)
     else:
         found = _drawing.draw(
             "q_sample",
             x0,
             generator,
-            lambda name, state: OVERLOADS[name](x0, None, *levels, state, None, 0, velocity),
+            lambda name, state: _called(name, x0, None, *levels, state, None, 0, velocity),
         )
     return None if found is None else QSample(found[0], found[1], found[2] if velocity else None)
+
+
+def _called(name: str, x0: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """The op, past autograd where no gradient is wanted: finding that out there costs more than this."""
+    if not is_plain(x0, *rest):
+        made: tuple[Tensor, ...] = OVERLOADS[name](x0, *rest)
+        return made
+    with torch._C._AutoDispatchBelowAutograd():
+        made = OVERLOADS[name](x0, *rest)
+    return made
 
 
 def _fake(
