@@ -26,6 +26,16 @@ CPU_CARD = (132, 2048)  # what the interpreter draws like: an H100's multiproces
 
 
 @triton.jit
+def level(ptr, value, at):
+    """A weight from memory, or the one that came by value."""
+    if ptr is not None:
+        weight = tl.load(ptr + at).to(tl.float32)
+    else:
+        weight = value
+    return weight
+
+
+@triton.jit
 def mix_and_store(noise, x0_ptr, x_ptr, velocity_ptr, start, ahead, inside, alpha, sigma):
     """noise: as rounded to its dtype; alpha, sigma: one, or one for each element."""
     x0 = tl.load(x0_ptr + start + ahead, mask=inside, other=0.0).to(tl.float32)
@@ -49,6 +59,8 @@ def sample_kernel(
     inner,  # elements of one sample: sample b is [b*inner, (b + 1)*inner)
     tiles,  # programs a sample takes
     stream: tl.int64,
+    alpha_value,  # where alpha_ptr is None
+    sigma_value,
     ALPHA_STRIDE: tl.constexpr,  # 1: one weight per sample, 0: one for all
     SIGMA_STRIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -68,22 +80,24 @@ def sample_kernel(
         noise = tl.load(noise_ptr + start + ahead, mask=inside, other=0.0)
 
     if x0_ptr is not None:
-        alpha = tl.load(alpha_ptr + sample * ALPHA_STRIDE).to(tl.float32)
-        sigma = tl.load(sigma_ptr + sample * SIGMA_STRIDE).to(tl.float32)
+        alpha = level(alpha_ptr, alpha_value, sample * ALPHA_STRIDE)
+        sigma = level(sigma_ptr, sigma_value, sample * SIGMA_STRIDE)
         mix_and_store(noise, x0_ptr, x_ptr, velocity_ptr, start, ahead, inside, alpha, sigma)
 
 
 @triton.jit
-def level(level_ptr, STRIDE: tl.constexpr, sample, into, inside, inner, total, ONE_BORDER: tl.constexpr):
+def level_of_each(
+    ptr, value, STRIDE: tl.constexpr, sample, into, inside, inner, total, ONE_BORDER: tl.constexpr
+):  # fmt: skip
     """The weight of each element. into: its place, counted from the start of sample `sample`."""
     if STRIDE == 0:
-        weight = tl.load(level_ptr).to(tl.float32)
+        weight = level(ptr, value, 0)
     elif ONE_BORDER:
-        here = tl.load(level_ptr + sample, mask=sample * inner < total, other=0.0).to(tl.float32)
-        after = tl.load(level_ptr + sample + 1, mask=(sample + 1) * inner < total, other=0.0).to(tl.float32)
+        here = tl.load(ptr + sample, mask=sample * inner < total, other=0.0).to(tl.float32)
+        after = tl.load(ptr + sample + 1, mask=(sample + 1) * inner < total, other=0.0).to(tl.float32)
         weight = tl.where(into < inner, here, after)
     else:
-        weight = tl.load(level_ptr + sample + into // inner, mask=inside, other=0.0).to(tl.float32)
+        weight = tl.load(ptr + sample + into // inner, mask=inside, other=0.0).to(tl.float32)
     return weight
 
 
@@ -101,6 +115,8 @@ def torch_kernel(
     tiles,  # programs that share one counter of all those threads
     seed: tl.int64,
     block: tl.int64,  # the generator's offset, in counters of four values
+    alpha_value,  # where alpha_ptr is None
+    sigma_value,
     ALPHA_STRIDE: tl.constexpr,
     SIGMA_STRIDE: tl.constexpr,
     ONE_BORDER: tl.constexpr,  # BLOCK elements lie in two samples at most
@@ -123,8 +139,12 @@ def torch_kernel(
         if x0_ptr is not None:
             sample = start // inner
             into = start - sample * inner + ahead
-            alpha = level(alpha_ptr, ALPHA_STRIDE, sample, into, inside, inner, total, ONE_BORDER)
-            sigma = level(sigma_ptr, SIGMA_STRIDE, sample, into, inside, inner, total, ONE_BORDER)
+            alpha = level_of_each(
+                alpha_ptr, alpha_value, ALPHA_STRIDE, sample, into, inside, inner, total, ONE_BORDER
+            )
+            sigma = level_of_each(
+                sigma_ptr, sigma_value, SIGMA_STRIDE, sample, into, inside, inner, total, ONE_BORDER
+            )
             mix_and_store(noise, x0_ptr, x_ptr, velocity_ptr, start, ahead, inside, alpha, sigma)
 
 
@@ -142,9 +162,28 @@ class Images(NamedTuple):
     alpha: Tensor | None = None
     sigma: Tensor | None = None
 
-    def strides(self) -> tuple[int, int]:
-        """1 for a weight per sample, 0 for one for all, of alpha and sigma."""
-        return tuple(int(t is not None and t.numel() > 1) for t in (self.alpha, self.sigma))
+
+class Arguments(NamedTuple):
+    """Images as the kernels take them. strides: 1 for a weight per sample, 0 for one for all."""
+
+    pointers: tuple[Tensor | None, ...]
+    values: tuple[float, float]
+    strides: tuple[int, int]
+
+
+def arguments(images: Images) -> Arguments:
+    x0, x, velocity, alpha, sigma = images
+    strides = (int(alpha is not None and alpha.numel() > 1), int(sigma is not None and sigma.numel() > 1))
+    alpha, alpha_value = by_value(alpha)
+    sigma, sigma_value = by_value(sigma)
+    return Arguments((x0, x, velocity, alpha, sigma), (alpha_value, sigma_value), strides)
+
+
+def by_value(level: Tensor | None) -> tuple[Tensor | None, float]:
+    """One weight on the CPU as a number: no copy to the GPU, which would be another launch."""
+    if level is not None and level.is_cpu and level.numel() == 1:
+        return None, float(level)
+    return level, 0.0
 
 
 def launch(
@@ -158,9 +197,9 @@ def launch(
     velocity: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x0, noise: [B, ...] float32, float16 or bfloat16, dense in one layout with the batch outermost, contiguous where
-    noise is drawn; alpha, sigma: [B] or [1], float32 or float64; state: of a generator, uint8 on the CPU; seeds: [B]
-    int64. One of noise, state and seeds is given. Returns x, noise, velocity and the state after, each empty [0] if it
-    was given, absent or not asked for; on the caller's current stream."""
+    noise is drawn; alpha, sigma: [B] or [1], float32 or float64, [1] also on the CPU; state: of a generator, uint8 on
+    the CPU; seeds: [B] int64. One of noise, state and seeds is given. Returns x, noise, velocity and the state after,
+    each empty [0] if it was given, absent or not asked for; on the caller's current stream."""
     used = torch.empty_like(x0) if noise is None else noise
     images = Images(x0, torch.empty_like(x0), torch.empty_like(x0) if velocity else None, alpha, sigma)
     after = fill(used, images, state, seeds, stream)
@@ -175,19 +214,25 @@ def fill(noise: Tensor, images: Images, state: Tensor | None, seeds: Tensor | No
         return after
     if state is not None and state.numel() == CUDA_STATE and noise.nbytes < WIDE:
         return fill_as_torch(noise, images, state)
-    if state is not None:  # a CPU generator, which is serial, or more bytes than torch.randn draws in one launch
+    if (
+        state is not None
+    ):  # a CPU generator, which is serial, or more bytes than torch.randn draws in one launch
         generator = torch.Generator(noise.device)
         generator.set_state(state)
         torch.randn(noise.shape, generator=generator, out=noise)
         after = generator.get_state()
-    alone = seeds is None and images.strides() == (0, 0)
-    samples = 1 if alone else noise.shape[0]
+    if seeds is not None or images.x0 is not None:
+        mix(noise, images, seeds, stream)
+    return after
+
+
+def mix(noise: Tensor, images: Images, seeds: Tensor | None = None, stream: int = 0) -> None:
+    """Mixes the images from noise, drawn from seeds if there are any."""
+    pointers, values, strides = arguments(images)
+    samples = 1 if seeds is None and strides == (0, 0) else noise.shape[0]  # nothing differs: one long sample
     inner = noise.numel() // samples
     tiles = triton.cdiv(inner, BLOCK)
-    if seeds is not None or images.x0 is not None:
-        constants = (*images.strides(), BLOCK)
-        SAMPLE(samples * tiles, (noise, *images, seeds), (inner, tiles, stream), constants)
-    return after
+    SAMPLE(samples * tiles, (noise, *pointers, seeds), (inner, tiles, stream, *values), (*strides, BLOCK))
 
 
 def fill_as_torch(noise: Tensor, images: Images, state: Tensor) -> Tensor:
@@ -196,11 +241,11 @@ def fill_as_torch(noise: Tensor, images: Images, state: Tensor) -> Tensor:
     total, device = noise.numel(), noise.get_device()
     threads = torch_threads(total, device)
     draws, tiles = triton.cdiv(total, 4 * threads), triton.cdiv(threads, BLOCK)
-    strides = images.strides()
+    pointers, values, strides = arguments(images)
     inner = total // noise.shape[0] if any(strides) else total
-    scalars = (total, inner, threads, tiles, seed, offset // 4)
+    scalars = (total, inner, threads, tiles, seed, offset // 4, *values)
     constants = (*strides, inner >= BLOCK, LIBDEVICE, BLOCK)
-    TORCH(draws * tiles, (noise, *images), scalars, constants)
+    TORCH(draws * tiles, (noise, *pointers), scalars, constants)
     return torch.tensor([seed, offset + 4 * draws]).view(torch.uint8)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 
-FILES = ("q_sample", "solver_step", "reductions", "group_norm_silu")
+FILES = ("add_noise", "q_sample", "solver_step", "reductions", "group_norm_silu")
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that run")

@@ -146,7 +146,7 @@ def test_compiles_to_vector_code(arch: int, shape: tuple[int, ...], monkeypatch:
     found += launches(monkeypatch, rescale_gain.launch, both, None, table, index, 0.7)
     for launch in {launch.launcher: launch for launch in found}.values():  # of a launch a digit, the last
         code = compiled(launch, arch)
-        sass.assert_no_spills(code.kernel, registers=64)
+        sass.assert_no_spills(code.kernel, registers=128)
         assert not any("ATOM" in name and "F32" in name for name in code.kernel.instructions)
         if launch.launcher not in (dynamic_bound.BOUND, rescale_gain.COMBINE):
             assert code.kernel.count("LDG.E.128") >= 4 and code.kernel.count("LDG.E.U16") == 0
