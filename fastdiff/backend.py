@@ -27,8 +27,8 @@ KERNELS: dict[str, dict[str, frozenset[torch.dtype]]] = {
     "randn_like": {"cpp": FLOATS, "triton": FLOATS, "cuda": FLOATS},
     "group_norm_silu": {"cpp": FLOATS, "triton": FLOATS},
     "group_norm_silu_backward": {"cpp": FLOATS, "triton": FLOATS},
-    "dynamic_bound": {"cpp": SINGLE, "triton": SINGLE},
-    "rescale_gain": {"cpp": FLOATS, "triton": FLOATS},
+    "dynamic_bound": {"cpp": SINGLE, "triton": SINGLE, "cuda": SINGLE},
+    "rescale_gain": {"cpp": FLOATS, "triton": FLOATS, "cuda": FLOATS},
     "solver_step": {"cpp": SINGLE, "triton": SINGLE, "cuda": SINGLE},
 }
 """op -> backend -> the dtypes it has a kernel for. The reference takes everything."""

@@ -44,6 +44,10 @@ DESIGNS = {
     "q_sample_drawn_kernel": Design(3, threads=1280, wide=3, loads=4, stores=12),
     "q_sample_counted_kernel": Design(3, threads=1280, wide=3, loads=1, stores=3),
     "solver_step_kernel": Design(4, threads=1024, wide=2, loads=11, stores=5),
+    # by vectors or elements, values kept or not; kept: x and both outputs, four times a thread
+    "dynamic_bound_kernel": Design(4, threads=1024, wide=1, loads=12),
+    "rescale_gain_kernel": Design(2, threads=1024, wide=1, loads=8),
+    "rescale_gain_finish": Design(1, threads=1024),
 }
 
 needs_nvcc = pytest.mark.skipif(_build.find_nvcc() is None, reason="needs the CUDA toolkit: there is no nvcc")
@@ -91,6 +95,7 @@ def test_lacks_only_the_cuda_half_of_torch(library: Path) -> None:
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL | 2)  # 2: resolve every symbol now
 
 
+OPS = ("add_noise", "q_sample", "randn_like", "solver_step", "solver_step_", "dynamic_bound", "rescale_gain")
 REGISTERS = """
 import ctypes, sys, torch
 from fastdiff import ops
@@ -98,7 +103,7 @@ has = torch._C._dispatch_has_kernel_for_dispatch_key
 assert not has("fastdiff::add_noise", "CUDA")
 ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
 torch.ops.load_library(sys.argv[2])
-for op in ("add_noise", "q_sample", "randn_like", "solver_step", "solver_step_"):
+for op in sys.argv[3:]:
     assert has(f"fastdiff::{op}", "CUDA"), op
 """
 
@@ -112,6 +117,6 @@ def test_registers_on_the_cuda_key(library: Path, tmp_path: Path) -> None:
     )
     compiler, stand_ins = str(_build.find_compiler()), tmp_path / "stand_ins.so"
     _build.run([compiler, "-x", "c", "-shared", "-fPIC", str(tmp_path / "stand_ins.c"), "-o", str(stand_ins)])
-    command = [sys.executable, "-c", REGISTERS, str(stand_ins), str(library)]
+    command = [sys.executable, "-c", REGISTERS, str(stand_ins), str(library), *OPS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -1,12 +1,10 @@
 // solver_step and solver_step_ on the CUDA key. Nothing here waits for the GPU: what a row's weights ask for
 // is found out by the kernel, so that a missing tensor makes NaN there (solver_step.h) where the CPU raises.
 #include "solver_step.h"
-#include "tensors.h"
+#include "step_tensors.h"
 
 namespace fastdiff::cuda {
 namespace {
-
-static_assert(sizeof(Row) == 22 * sizeof(double));  // fastdiff.reference.WIDTH
 
 const float* image(const Maybe& t, const Tensor& x, const char* message) {
     if (!t.has_value()) return nullptr;
@@ -14,53 +12,10 @@ const float* image(const Maybe& t, const Tensor& x, const char* message) {
     return static_cast<const float*>(t->const_data_ptr());
 }
 
-template <class T>
-const T* vector(const Maybe& t, ScalarType type, const Tensor& x) {
-    if (!t.has_value()) return nullptr;
-    require(
-        t->scalar_type() == type && same_device(*t, x) && t->dim() == 1 && t->size(0) == x.size(0) &&
-            t->is_contiguous(),
-        "bound and gain must be contiguous float32, seeds int64, one value a sample");
-    return static_cast<const T*>(t->const_data_ptr());
-}
-
-// Whether t holds as many samples as x, times 1 or 2, each laid out like those of x.
-bool holds(const Tensor& t, const Tensor& x, int64_t times) {
-    if (t.dim() != x.dim() || t.size(0) != times * x.size(0)) return false;
-    for (int64_t i = 1; i < x.dim(); ++i)
-        if (t.size(i) != x.size(i) || (x.size(i) != 1 && t.stride(i) != x.stride(i))) return false;
-    return t.numel() == 0 || t.size(0) == 1 || t.stride(0) == x.numel() / x.size(0);
-}
-
 void set_outputs(SolverStep& s, const Tensor& x, const Maybe& output, const Maybe& uncond) {
     if (!output.has_value()) return;
-    s.output_type = element_of(*output);
-    s.output = output->const_data_ptr();
-    if (uncond.has_value()) {
-        require(
-            same_device(*uncond, x) && same_layout(x, *uncond) &&
-                uncond->scalar_type() == output->scalar_type(),
-            "output and uncond must have x's shape and layout, and one dtype");
-        s.uncond = uncond->const_data_ptr();
-    }
-    const bool both = !uncond.has_value() && holds(*output, x, 2);
-    require(
-        same_device(*output, x) && (both || same_layout(x, *output)),
-        "output must have x's shape and layout, or hold both branches, and be on its device");
-    if (both) s.uncond = static_cast<const char*>(s.output) + x.numel() * bytes_of(s.output_type);
-}
-
-void set_row(SolverStep& s, const Tensor& x, const Tensor& table, const Tensor& index) {
-    require(
-        table.scalar_type() == ScalarType::Double && table.dim() == 2 && table.is_contiguous() &&
-            table.size(1) == static_cast<int64_t>(sizeof(Row) / sizeof(double)) && same_device(table, x),
-        "table: it must be contiguous float64 [N, 22] on x's device");
-    require(
-        index.scalar_type() == ScalarType::Long && index.numel() == 1 && same_device(index, x),
-        "index: it must be an int64 scalar on x's device");
-    s.table = static_cast<const Row*>(table.const_data_ptr());
-    s.rows = table.size(0);
-    s.index = static_cast<const int64_t*>(index.const_data_ptr());
+    const Branches both = branches(*output, uncond, x);
+    s.output = both.output, s.uncond = both.uncond, s.output_type = both.type;
 }
 
 struct Options {
@@ -83,7 +38,8 @@ SolverStep prepare(
     s.x = static_cast<const float*>(x.const_data_ptr());
     s.numel = x.numel();
     s.sample = x.size(0) ? x.numel() / x.size(0) : 0;
-    set_row(s, x, table, index);
+    const RowAt row = row_at(table, index, x);
+    s.table = row.table, s.index = row.index, s.rows = row.rows;
     set_outputs(s, x, output, in.uncond);
     s.anchor = image(in.anchor, x, "anchor: it must be float32, laid out like x");
     s.noise = image(in.noise, x, "noise: it must be float32, laid out like x");

@@ -65,22 +65,47 @@ __device__ inline bool lacks_a_tensor(const SolverStep& s, RowWeights& w) {
     return absent | (s.mask && (missing(w.alpha, s.known) | missing(w.sigma, s.known_noise)));
 }
 
-// The block's weights, after a barrier that every thread of it must reach. `row` and `w` are in shared
-// memory.
-__device__ inline void read_row(const SolverStep& s, Row& row, RowWeights& w) {
+// Fetches a line of the table, a column a thread, and waits for it; false where there is no such line. Every
+// thread of the block must call it. row: in shared memory.
+__device__ inline bool fetch_row(const Row* table, int64_t rows, int64_t index, Row& row) {
     constexpr int kColumns = sizeof(Row) / sizeof(double);
-    const int64_t index = *s.index;
-    const bool found = index >= 0 && index < s.rows;
-    const int lane = static_cast<int>(threadIdx.x);
-    if (lane < kColumns)
-        reinterpret_cast<double*>(&row)[lane] =
-            found ? reinterpret_cast<const double*>(s.table + index)[lane] : 0.0;
+    const bool found = index >= 0 && index < rows;
+    if (threadIdx.x < kColumns)
+        reinterpret_cast<double*>(&row)[threadIdx.x] =
+            found ? reinterpret_cast<const double*>(table + index)[threadIdx.x] : 0.0;
     __syncthreads();
-    if (lane == 0) {
+    return found;
+}
+
+// The block's weights, after a barrier that every thread of it must reach. row, w: in shared memory.
+__device__ inline void read_row(const SolverStep& s, Row& row, RowWeights& w) {
+    const int64_t index = *s.index;
+    const bool found = fetch_row(s.table, s.rows, index, row);
+    if (threadIdx.x == 0) {
         fold(row, s.bound != nullptr, w);
         place(s, static_cast<int>(row.slot), w);
         w.stream = index + 1;
         if (lacks_a_tensor(s, w) || !found) w.a = w.k = not_a_number();
+    }
+    __syncthreads();
+}
+
+// What the reductions before a step need of its row: F = p*x + g*output + g_uncond*uncond where scale is q,
+// and g*output + g_uncond*uncond where it is 1. NaN where the line or uncond is missing.
+struct GuidedWeights {
+    float p, g, g_uncond;
+};
+
+__device__ inline void read_guided(
+    const Row* table, int64_t rows, const int64_t* index, bool by_q, const void* uncond, Row& row,
+    GuidedWeights& w) {
+    const bool found = fetch_row(table, rows, *index, row);
+    if (threadIdx.x == 0) {
+        const double scale = by_q ? row.q : 1.0;
+        w.p = static_cast<float>(row.p);
+        w.g = static_cast<float>(scale * row.g);
+        w.g_uncond = static_cast<float>(scale * row.g_uncond);
+        if (missing(w.g_uncond, uncond) || !found) w.p = w.g = not_a_number();
     }
     __syncthreads();
 }

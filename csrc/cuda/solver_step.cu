@@ -1,5 +1,6 @@
 #include "counter.cuh"
 #include "divisor.cuh"
+#include "images.cuh"
 #include "launch.cuh"
 #include "solver_row.cuh"
 #include "solver_step.h"
@@ -12,65 +13,6 @@ namespace {
 // read keep up to 128 bytes a thread in flight. Four blocks an SM need 64 registers a thread.
 constexpr int kThreads = 256, kLanes = 4, kBlocks = 4;
 
-template <int V>
-struct Floats {
-    float lane[V];
-};
-
-// V elements of a tensor, as they lie in memory: a type of half the width fills half of it.
-template <int V>
-struct Raw {
-    uint32_t word[V];
-};
-
-template <int V>
-__device__ __forceinline__ Floats<V> load(const float* data, int64_t at) {
-    Floats<V> result;
-    const auto pack = *reinterpret_cast<const Pack<float, V>*>(data + at);
-#pragma unroll
-    for (int i = 0; i < V; ++i) result.lane[i] = pack.lane[i];
-    return result;
-}
-
-template <int V>
-__device__ __forceinline__ void store(float* data, int64_t at, const Floats<V>& values) {
-    Pack<float, V> pack;
-#pragma unroll
-    for (int i = 0; i < V; ++i) pack.lane[i] = values.lane[i];
-    *reinterpret_cast<Pack<float, V>*>(data + at) = pack;
-}
-
-// Not converted at once: the next load need not wait for this one.
-template <int V>
-__device__ __forceinline__ Raw<V> load_raw(const void* data, Element type, int64_t at) {
-    Raw<V> raw = {};
-    if (type == Element::kFloat32) {
-        const auto pack = static_cast<const Pack<uint32_t, V>*>(data)[at / V];
-#pragma unroll
-        for (int i = 0; i < V; ++i) raw.word[i] = pack.lane[i];
-    } else {
-        const auto pack = static_cast<const Pack<uint16_t, V>*>(data)[at / V];
-        memcpy(&raw, &pack, sizeof(pack));
-    }
-    return raw;
-}
-
-template <class T, int V>
-__device__ __forceinline__ Floats<V> widen(const Raw<V>& raw) {
-    Pack<T, V> pack;
-    memcpy(&pack, &raw, sizeof(pack));
-    Floats<V> result;
-#pragma unroll
-    for (int i = 0; i < V; ++i) result.lane[i] = to_float(pack.lane[i]);
-    return result;
-}
-
-template <int V>
-__device__ __forceinline__ Floats<V> widen(const Raw<V>& raw, Element type) {
-    if (type == Element::kFloat32) return widen<float>(raw);
-    return type == Element::kFloat16 ? widen<__half>(raw) : widen<__nv_bfloat16>(raw);
-}
-
 template <class T, int V>
 __device__ __forceinline__ void store_as(
     void* data, void* twin, int64_t at, const Floats<V>& values, float k) {
@@ -79,12 +21,6 @@ __device__ __forceinline__ void store_as(
     for (int i = 0; i < V; ++i) pack.lane[i] = from_float<T>(k * values.lane[i]);
     static_cast<Pack<T, V>*>(data)[at / V] = pack;
     if (twin) static_cast<Pack<T, V>*>(twin)[at / V] = pack;
-}
-
-template <int V>
-__device__ __forceinline__ void add(Floats<V>& total, float weight, const Floats<V>& term) {
-#pragma unroll
-    for (int i = 0; i < V; ++i) total.lane[i] = fmaf(weight, term.lane[i], total.lane[i]);
 }
 
 // The terms of a row beside x and the model's output, loaded together; zeros where the row does not weigh
@@ -207,19 +143,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     finish(s, w, at, next);
 }
 
-bool aligned(const void* data, int bytes) { return reinterpret_cast<uint64_t>(data) % bytes == 0; }
-
 // Whether 4 elements of every tensor lie on a boundary, and no 4 of them in two samples.
 bool takes_vectors(const SolverStep& s) {
     const void* floats[] = {s.x,      s.anchor, s.history[0], s.history[1], s.history[2],
                             s.ring,   s.noise,  s.mask,       s.known,      s.known_noise,
                             s.x_next, s.value,  s.anchor_next};
     bool fits = s.sample % kLanes == 0 && s.numel % kLanes == 0;
-    for (const void* data : floats) fits = fits && aligned(data, kLanes * 4);
+    for (const void* data : floats) fits = fits && on_boundary(data, kLanes * 4);
     for (const void* data : {s.output, s.uncond})
-        fits = fits && aligned(data, kLanes * bytes_of(s.output_type));
+        fits = fits && on_boundary(data, kLanes * bytes_of(s.output_type));
     for (const void* data : {s.input, s.input_twin})
-        fits = fits && aligned(data, kLanes * bytes_of(s.input_type));
+        fits = fits && on_boundary(data, kLanes * bytes_of(s.input_type));
     return fits;
 }
 
