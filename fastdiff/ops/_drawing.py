@@ -17,12 +17,13 @@ from fastdiff.ops._register import define
 FEWEST = 8192
 """Values below which torch.randn is quicker than carrying the state of a CPU generator to and fro."""
 
-_lock = threading.Lock()  # of every generator: held from reading its state to writing it
+# Of every generator: held from reading its state to writing it. A signal's handler may draw too, in the same thread.
+_lock = threading.RLock()
 
 
 def _after_fork() -> None:
     global _lock
-    _lock = threading.Lock()  # a thread that held it is not here to let go
+    _lock = threading.RLock()  # a thread that held it is not here to let go
 
 
 if hasattr(os, "register_at_fork"):
@@ -54,7 +55,7 @@ def draw(
 
 def kernel(op: str, like: Tensor, generator: torch.Generator) -> str | None:
     """The backend whose kernel of `op` draws noise like `like` from the generator, or None for torch.randn."""
-    if generator.device != like.device or (like.is_cpu and like.numel() < FEWEST):
+    if generator.device != like.device or like.numel() < (FEWEST if like.is_cpu else 1):
         return None
     if type(like) not in (Tensor, torch.nn.Parameter) or torch._C._are_functorch_transforms_active():
         return None
