@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BrownianNoise",
     "Cancelled",
+    "CounterNoise",
     "DynamicThreshold",
     "Event",
     "Guidance",
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
     from fastdiff.events import Cancelled, Event
     from fastdiff.guidance import Guidance
     from fastdiff.inpainting import Inpaint
-    from fastdiff.noise import BrownianNoise
+    from fastdiff.noise import BrownianNoise, CounterNoise
     from fastdiff.sampling import sample
     from fastdiff.thresholding import DynamicThreshold
 
 _HOMES = {
     "BrownianNoise": "noise",
     "Cancelled": "events",
+    "CounterNoise": "noise",
     "DynamicThreshold": "thresholding",
     "Event": "events",
     "Guidance": "guidance",

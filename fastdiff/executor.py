@@ -17,7 +17,7 @@ from fastdiff.calling import Caller, Model
 from fastdiff.events import Outputs, Watcher
 from fastdiff.guidance import Guidance
 from fastdiff.inpainting import Inpaint
-from fastdiff.noise import NoiseSource
+from fastdiff.noise import CounterNoise, NoiseSource
 from fastdiff.ops.stepper import row_numbers
 from fastdiff.plan import Plan
 from fastdiff.reference import COLUMNS
@@ -152,8 +152,7 @@ class Run:
 
 def _row_seeds(source: NoiseSource, x: Tensor) -> Tensor | None:
     """Seeds from which the step draws its own noise: int64 [B] on x's device. None if the source draws it."""
-    seeds_on = getattr(source, "seeds_on", None)
-    return None if seeds_on is None else seeds_on(x.device)
+    return source.seeds_on(x.device) if isinstance(source, CounterNoise) else None
 
 
 def _on_device(table: NDArray[np.float64], device: torch.device) -> Tensor:

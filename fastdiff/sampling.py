@@ -85,7 +85,9 @@ def sample(
     model_dtype = dtype or (x.dtype if isinstance(x, Tensor) else torch.float32)
     plan = planned(sampler, schedule, steps=steps, prediction=prediction, clip=clip, options=options)
     plan = plan if strength is None else plan.start_at(strength)
-    if plan.needs_path and isinstance(source, (GeneratorNoise, SeededNoise, CounterNoise)):
+    # An adaptive run numbers the rows of each attempt from 0: they do not tell CounterNoise what was drawn before.
+    by_row = isinstance(plan, AdaptivePlan) and isinstance(source, CounterNoise)
+    if (plan.needs_path or by_row) and isinstance(source, (GeneratorNoise, SeededNoise, CounterNoise)):
         source = PathNoise(source)
     with (
         torch.set_grad_enabled(differentiable and torch.is_grad_enabled()),
