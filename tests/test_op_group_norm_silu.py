@@ -1,35 +1,14 @@
-"""group_norm_silu on every backend: values, statistics, layouts, gradients, and its registration in PyTorch."""
+"""group_norm_silu on every backend: values, layouts, special inputs and errors. See _options and _backward for more."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from conftest import HALF_AND_SINGLE, assert_accurate
-from fastdiff import backend, ops
-from fastdiff.nn import GroupNormSiLU
-
-SHAPES = [
-    ((2, 32, 16, 16), 8),
-    ((1, 20, 33), 4),
-    ((3, 12, 1, 1), 3),  # 1x1 images
-    ((2, 6, 7, 9), 6),  # a channel a group
-    ((2, 9, 5, 3), 1),
-    ((1, 8, 3, 5, 7), 2),
-    ((4, 10), 5),
-    ((2, 40, 65, 2), 4),
-    ((0, 8, 4, 4), 2),
-    ((2, 8, 0), 2),
-]
-
-PLAIN = (None, None, None, 1, None)  # no add, scale or shift; silu; no residual
-
-
-def draw(shape, dtype, generator, mean=0.0, scale=1.0):
-    return (torch.randn(shape, generator=generator) * scale + mean).to(dtype)
+from fastdiff import ops
+from group_norm_cases import SHAPES, draw
 
 
 def affine(channels, dtype, generator):
@@ -166,74 +145,6 @@ def test_large_values_follow_silu(everywhere):
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["reference", "auto"])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_gradients(name, memory_format, generator):
-    dtype = torch.float64 if name == "reference" else torch.float32
-    x = draw((2, 6, 4, 3), dtype, generator).to(memory_format=memory_format).requires_grad_()
-    weight, bias = (t.requires_grad_() for t in affine(6, dtype, generator))
-    cotangent = draw(x.shape, dtype, generator)
-    with backend.use(name):
-        if dtype == torch.float64:
-            torch.autograd.gradcheck(lambda *t: ops.group_norm_silu(t[0], 3, *t[1:]), (x, weight, bias))
-        y = ops.group_norm_silu(x, 3, weight, bias)
-        actual = torch.autograd.grad((y * cotangent).sum(), (x, weight, bias))
-        assert torch.autograd.grad(ops.group_norm_silu(x, 3).sum(), x)[0].isfinite().all()
-    expected = torch.autograd.grad((composition(x, 3, weight, bias) * cotangent).sum(), (x, weight, bias))
-    torch.testing.assert_close(actual, expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_gradients(dtype, generator):
-    x = draw((2, 8, 6, 6), dtype, generator).requires_grad_()
-    weight, bias = (t.requires_grad_() for t in affine(8, dtype, generator))
-    actual = torch.autograd.grad(ops.group_norm_silu(x, 4, weight, bias).sum(), (x, weight, bias))
-    wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
-    exact = torch.autograd.grad(composition(wide[0], 4, *wide[1:]).sum(), wide)
-    composed = torch.autograd.grad(composition(x, 4, weight, bias).sum(), (x, weight, bias))
-    for triple in zip(actual, exact, composed, strict=True):
-        assert triple[0].dtype == dtype
-        assert_accurate(*triple)
-
-
-def test_gradient_of_the_gradient(generator):
-    x = draw((2, 4, 3), torch.float32, generator).requires_grad_()
-    weight, bias = (t.requires_grad_() for t in affine(4, torch.float32, generator))
-
-    def twice(function):
-        (first,) = torch.autograd.grad(function(x, 2, weight, bias).square().sum(), x, create_graph=True)
-        return torch.autograd.grad(first.square().sum(), (x, weight))
-
-    torch.testing.assert_close(twice(ops.group_norm_silu), twice(composition), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("overload", ["default", "triton"])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_opcheck(overload, memory_format, generator):
-    op = getattr(torch.ops.fastdiff.group_norm_silu, overload)
-    x = draw((2, 8, 4, 3), torch.float32, generator).to(memory_format=memory_format)
-    weight, bias = (t.requires_grad_() for t in affine(8, torch.float32, generator))
-    torch.library.opcheck(op, (x.clone().requires_grad_(), 4, weight, bias, 1e-5, *PLAIN))
-    torch.library.opcheck(op, (x.bfloat16(), 4, None, None, 1e-6, *PLAIN))
-
-
-def test_autocast_compile_export_and_vmap(generator):
-    x = draw((2, 8, 6, 6), torch.float32, generator)
-    module = GroupNormSiLU(4, 8)
-    expected = module(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = torch.nn.Conv2d(8, 8, 1)(x)
-        assert module(half).dtype == half.dtype == torch.bfloat16
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), expected)
-    compiled(x).sum().backward()
-    assert module.weight.grad is not None
-    exported = torch.export.export(module, (x,))
-    torch.testing.assert_close(exported.module()(x), expected)
-    batched = torch.vmap(lambda t: ops.group_norm_silu(t, 4))(torch.stack([x, 2 * x]))
-    torch.testing.assert_close(batched[1], ops.group_norm_silu(2 * x, 4))
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -249,21 +160,3 @@ def test_autocast_compile_export_and_vmap(generator):
 def test_errors(arguments, error, words):
     with pytest.raises(error, match=words):
         ops.group_norm_silu(*arguments)
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    batch=st.integers(1, 3),
-    groups=st.integers(1, 5),
-    per_group=st.integers(1, 20),
-    spatial=st.lists(st.integers(1, 12), max_size=3),
-    dtype=st.sampled_from(HALF_AND_SINGLE),
-    last=st.booleans(),
-    mean=st.sampled_from([0.0, -3.0, 100.0]),
-)
-def test_any_shape(batch, groups, per_group, spatial, dtype, last, mean):
-    generator = torch.Generator().manual_seed(batch + groups + per_group)
-    x = draw((batch, groups * per_group, *spatial), dtype, generator, mean)
-    if last:  # [B, ..., C] in memory
-        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
-    check(x, groups, *affine(groups * per_group, dtype, generator))

@@ -119,12 +119,14 @@ def _checked(
         _vector(name, t, samples, x) for name, t in (("add", add), ("scale", scale), ("shift", shift))
     )
     name = backend.select("group_norm_silu", x.device.type, x.dtype)
-    if name == "reference" or _transformed():
+    transformed = _transformed()
+    if name == "reference" or transformed:
         summed = x if residual is None else x + residual
+        normed = summed.contiguous() if transformed else summed  # vmap knows no other memory format
         y = reference.group_norm_silu(
-            summed, num_groups, weight, bias, eps, add=add, scale=scale, shift=shift, activation=activation
+            normed, num_groups, weight, bias, eps, add=add, scale=scale, shift=shift, activation=activation
         )
-        return _checks.laid_out_like(y, x), summed
+        return y if transformed else _checks.laid_out_like(y, x), summed
     x = _plain(x)
     residual = None if residual is None else _checks.laid_out_like(residual, x)
     code = CODES[activation]
