@@ -9,6 +9,8 @@
 namespace fastdiff::cuda {
 namespace {
 
+// Drawing takes up to 48 registers, so five of these blocks share a multiprocessor: enough to hide the loads
+// of x0, which wait behind a few hundred instructions of Philox and Box-Muller a vector.
 constexpr int kThreads = 256;
 
 // vectors: 16 bytes of every tensor lie on a boundary, and none of them in two samples.

@@ -6,8 +6,8 @@
 namespace fastdiff::cuda {
 namespace {
 
-// Four vectors of either output in flight a thread, 32 to 64 bytes each; two blocks of 1024 threads do not
-// fit a multiprocessor with the 64 registers this takes, so that one of 512 leaves room for others.
+// Four vectors of either output in flight a thread, 32 to 64 bytes of each. At 64 registers a multiprocessor
+// holds two of these blocks.
 constexpr int kThreads = 512, kLanes = 4, kUnroll = 4, kMostBlocks = 256;
 constexpr int64_t kOneBlock = 65536;  // elements for which a second launch would cost more than it saves
 
