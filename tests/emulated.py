@@ -44,7 +44,10 @@ def library() -> Path:
         for s in sorted(HERE.glob("*.cpp"))
         if s.name != "registration_on_cpu.cpp"
     ]
-    for source in sorted((ROOT / "csrc" / "cuda").glob("registration*.cpp")):
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cpp")):
+        if not source.name.startswith("registration"):
+            commands.append([*base, str(source)])
+            continue
         define = f'-DREGISTRATION=\\"{source.name}\\"'
         commands.append([*base, *with_torch, define, str(HERE / "registration_on_cpu.cpp")])
     objects = [str(folder / f"{i}.o") for i in range(len(commands))]
