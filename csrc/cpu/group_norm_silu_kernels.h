@@ -27,8 +27,9 @@ struct Sizes {
     int64_t padded;  // channels, rounded up to whole vectors of any level
     int64_t part;    // elements of a group (pixels of a channel in its backward), or pixels of a sample
     int64_t parts;   // of an item
-    int64_t items() const { return batch * groups; }
-    int64_t per_group() const { return channels / groups; }
+    // Inlined always: no level may leave a symbol that another shares.
+    __attribute__((always_inline)) int64_t items() const { return batch * groups; }
+    __attribute__((always_inline)) int64_t per_group() const { return channels / groups; }
 };
 
 struct Statistics {
