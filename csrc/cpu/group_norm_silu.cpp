@@ -3,6 +3,7 @@
 #include <memory>
 #include <new>
 
+#include "fresh.h"
 #include "tensors.h"
 
 namespace fastdiff {
@@ -143,7 +144,8 @@ void run_forward(GroupNorm& args, bool planar) {
         cut_samples(s, 65536);
         scratch.want(args.columns, s.batch * s.parts * 2 * s.padded);
         scratch.want(args.points, s.batch * s.padded);
-        scratch.want(args.affine, s.batch * 3 * s.padded);
+        scratch.want(args.affine, s.batch * 5 * s.padded);
+        scratch.want(args.sums, s.batch * 2 * s.padded);
     }
     scratch.want(args.statistics, s.items());
     scratch.want(args.guess, s.items());
@@ -184,8 +186,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu(
     args.dtype = dtype_of(x);
     args.eps = eps;
     const bool planar = is_planar(x, args.sizes);
-    Tensor y = torch::stable::empty_like(x);
-    Tensor summed = residual.has_value() ? torch::stable::empty_like(x) : empty(x.scalar_type(), {0});
+    Tensor y = fresh_like(x);
+    Tensor summed = residual.has_value() ? fresh_like(x) : empty(x.scalar_type(), {0});
     Tensor mean = empty(ScalarType::Float, {x.size(0), groups}),
            rstd = empty(ScalarType::Float, {x.size(0), groups});
     args.x = x.data_ptr(), args.y = y.data_ptr();
@@ -224,7 +226,7 @@ std::tuple<Tensor, Tensor> group_norm_silu_backward(
             t->is_cpu() && t->scalar_type() == ScalarType::Float && t->is_contiguous() &&
                 t->numel() == args.sizes.items(),
             "mean and rstd must be contiguous float32 [B, groups]");
-    Tensor dx = torch::stable::empty_like(x);
+    Tensor dx = fresh_like(x);
     Tensor sums = empty(ScalarType::Float, {3, x.size(0), x.size(1)});
     args.grad = grad.data_ptr(), args.x = x.data_ptr(), args.dx = dx.data_ptr();
     args.mean = static_cast<const float*>(mean.data_ptr());

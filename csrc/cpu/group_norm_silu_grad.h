@@ -3,13 +3,15 @@
 // vectors and the two means that dx = rstd*(gain*dz - mean(gain*dz) - xhat*mean(gain*dz*xhat)) needs.
 #pragma once
 
+#include <type_traits>
+
 #include "group_norm_silu_activation.h"
 #include "group_norm_silu_pair.h"
 
 namespace fastdiff {
 namespace FASTDIFF_LEVEL {
 
-// xhat = (x - center)*rstd, z = xhat*gain + offset, dx = scale*dz - back - slope*xhat.
+// xhat = (x - center)*rstd, z*kInput = xhat*gain + offset, dx = scale*dz - back - slope*xhat.
 struct GradAffine {
     float center, rstd, gain, offset, scale, back, slope;
 };
@@ -23,10 +25,16 @@ inline GradAffine grad_affine(const GroupNormGrad& args, int64_t sample, int64_t
     GradAffine a = {};
     a.center = args.mean[group] - (small.add ? small.add[row] : 0.0f);
     a.rstd = args.rstd[group];
-    a.gain = grown * (small.weight ? small.weight[channel] : 1.0f);
-    a.offset = grown * (small.bias ? small.bias[channel] : 0.0f) + (small.shift ? small.shift[row] : 0.0f);
+    const float input = input_factor(args.activation);
+    a.gain = input * grown * (small.weight ? small.weight[channel] : 1.0f);
+    a.offset =
+        input * (grown * (small.bias ? small.bias[channel] : 0.0f) + (small.shift ? small.shift[row] : 0.0f));
     return a;
 }
+
+// What dz is computed for where dx is rounded to T: not bfloat16, as in small groups most of dz cancels.
+template <class T>
+using Seen = typename std::conditional<kBfloat<T>, Half, T>::type;
 
 struct ChannelSums {
     double dz, product, xhat;
@@ -39,10 +47,11 @@ FASTDIFF_INLINE void settle_group(
     const GroupNormGrad& args, int64_t group, const SumsOf& sums_of, const Set& set) {
     const Sizes& s = args.sizes;
     const int64_t sample = group / s.groups, first = group % s.groups * s.per_group();
+    const double input = input_factor(args.activation);
     double plain = 0, along = 0;
     for (int64_t c = 0; c < s.per_group(); ++c) {
         const ChannelSums sums = sums_of(c);
-        const double gain = grad_affine(args, sample, first + c).gain;
+        const double gain = grad_affine(args, sample, first + c).gain / input;
         plain += gain * sums.dz;
         along += gain * sums.product;
     }
@@ -50,7 +59,7 @@ FASTDIFF_INLINE void settle_group(
     const double back = rstd * plain / count, slope = rstd * along / count;
     for (int64_t c = 0; c < s.per_group(); ++c) {
         const ChannelSums sums = sums_of(c);
-        const double scale = rstd * grad_affine(args, sample, first + c).gain;
+        const double scale = rstd * grad_affine(args, sample, first + c).gain / input;
         float* out = args.channel_sums + sample * s.channels + first + c;
         const int64_t step = s.batch * s.channels;
         out[0] = static_cast<float>(sums.dz);

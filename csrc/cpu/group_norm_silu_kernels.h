@@ -54,10 +54,11 @@ struct GroupNorm {
     // scratch
     float* guess;            // [batch, groups]: what the mean of x + add should be near
     Statistics* statistics;  // [batch, groups]
-    double* sums;            // planar: [batch, groups, parts, 2], of x + add - guess and of its square
-    float* columns;          // channels-last: [batch, parts, 2, padded], the same by channel
+    double* sums;            // planar: [batch, groups, parts, 2], of x + add - guess and of its square;
+                             // channels-last: [batch, 2, padded], the same by channel
+    float* columns;          // channels-last: [batch, parts, 2, padded], the same of parts
     float* points;           // channels-last: [batch, padded], guess - add
-    float* affine;           // channels-last: [batch, 3, padded], center, scale and shift
+    float* affine;           // channels-last: [batch, 5, padded], center, scale and shift (and room)
 };
 
 // dx, and the sums over pixels that the gradients of the small vectors are made of.

@@ -29,13 +29,13 @@ void start(const GroupNormGrad& args, int64_t begin, int64_t end) {
 }
 
 // The lanes' xhat in x, and dz in grad.
-template <class A>
+template <class T, class A>
 FASTDIFF_INLINE void differentiate(Pair& x, Pair& grad, const float* affine, int64_t padded) {
     const Pair center = load_pair(affine), rstd = load_pair(affine + padded);
     const Pair gain = load_pair(affine + 2 * padded), offset = load_pair(affine + 3 * padded);
     for (int j = 0; j < 2; ++j) {
         x.v[j] = (x.v[j] - center.v[j]) * rstd.v[j];
-        grad.v[j] *= A::slope(x.v[j] * gain.v[j] + offset.v[j]);
+        grad.v[j] *= A::template slope<T>(x.v[j] * gain.v[j] + offset.v[j]);
     }
 }
 
@@ -48,7 +48,7 @@ FASTDIFF_INLINE void sum_rows(
         const int64_t i = at + r * args.sizes.channels;
         Pair hat = load_pair<P>(static_cast<const T*>(args.x) + i, n);
         Pair dz = load_pair<P>(static_cast<const T*>(args.grad) + i, n);
-        differentiate<A>(hat, dz, affine, padded);
+        differentiate<float, A>(hat, dz, affine, padded);
         for (int j = 0; j < 2; ++j) {
             total[0].v[j] += dz.v[j];
             total[1].v[j] += dz.v[j] * hat.v[j];
@@ -125,7 +125,7 @@ void apply_row(const GroupNormGrad& args, int64_t at, const float* affine) {
     for_pairs(args.sizes.channels, [&](auto piece, int64_t c, int64_t n) FASTDIFF_INLINE_LAMBDA {
         using P = decltype(piece);
         Pair hat = load_pair<P>(x + c, n), dz = load_pair<P>(grad + c, n);
-        differentiate<A>(hat, dz, affine + c, padded);
+        differentiate<Seen<T>, A>(hat, dz, affine + c, padded);
         const float* settled = affine + 4 * padded + c;
         const Pair scale = load_pair(settled), back = load_pair(settled + padded);
         const Pair slope = load_pair(settled + 2 * padded);

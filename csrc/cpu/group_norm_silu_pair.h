@@ -21,22 +21,24 @@ struct PartOfPair {
     static constexpr bool whole = false;
 };
 
-template <class T>
-constexpr bool kSplit = false;
-template <>
-constexpr bool kSplit<Bfloat> = true;
-
 // Where element `c` of a row lies among the lanes of its pairs.
 template <class T>
 FASTDIFF_INLINE int64_t place(int64_t c) {
-    return kSplit<T> ? c / kPair * kPair + c % kPair / 2 + c % 2 * kLanes : c;
+    return kBfloat<T> ? (c & -kPair) + ((c & (kPair - 1)) >> 1) + (c & 1) * kLanes : c;
 }
 
 // --- whole pairs ---
 
+// Asks for the memory of a pair to be brought into the second level of cache.
+template <class T>
+FASTDIFF_INLINE void prefetch_pair(const T* p) {
+    for (size_t i = 0; i < kPair * sizeof(T); i += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(p) + i, 0, 2);
+}
+
 template <class T>
 FASTDIFF_INLINE Pair load_pair(const T* p) {
-    if constexpr (kSplit<T>) {
+    if constexpr (kBfloat<T>) {
         const Words w = load_as<Words>(p);
         return {{reinterpret_cast<Floats>(w << 16), reinterpret_cast<Floats>(w & 0xffff0000u)}};
     } else {
@@ -53,7 +55,7 @@ FASTDIFF_INLINE Words upper(Floats v) {
 
 template <class T>
 FASTDIFF_INLINE void store_pair(T* p, const Pair& pair) {
-    if constexpr (kSplit<T>) {
+    if constexpr (kBfloat<T>) {
         const Words w = (upper(pair.v[0]) >> 16) | (upper(pair.v[1]) & 0xffff0000u);
         std::memcpy(p, &w, sizeof(w));
     } else {
@@ -67,13 +69,27 @@ template <class T>
 FASTDIFF_INLINE Pair rounded(const Pair& pair) {
     Pair out = pair;
     for (Floats& v : out.v) {
-        if constexpr (kSplit<T>) {
+        if constexpr (kBfloat<T>) {
             v = reinterpret_cast<Floats>(upper(v) & 0xffff0000u);
         } else if constexpr (sizeof(T) == 2) {
             v = widen(narrow(v, T{}), T{});
         }
     }
     return out;
+}
+
+// Like store_pair, but of bfloat16 a value halfway between two goes away from 0, and a NaN must have 0 in the
+// lower half of its bits, as every NaN of an operation on bfloat16 values has.
+template <class T>
+FASTDIFF_INLINE void store_pair_fast(T* p, const Pair& pair) {
+    if constexpr (kBfloat<T>) {
+        const Words even = reinterpret_cast<Words>(pair.v[0]) + 0x8000;
+        const Words odd = reinterpret_cast<Words>(pair.v[1]) + 0x8000;
+        const Words w = (even >> 16) | (odd & 0xffff0000u);
+        std::memcpy(p, &w, sizeof(w));
+    } else {
+        store_pair(p, pair);
+    }
 }
 
 // --- pairs of which only the first `count` elements are there: the others load as 0 ---
@@ -92,6 +108,12 @@ FASTDIFF_INLINE void store_pair(T* p, const Pair& pair, int64_t count) {
     T padded[kPair];
     store_pair(padded, pair);
     std::memcpy(p, padded, count * sizeof(T));
+}
+
+template <class P, class T>
+FASTDIFF_INLINE void store_pair_fast(T* p, const Pair& pair, int64_t count) {
+    if constexpr (P::whole) return store_pair_fast(p, pair);
+    store_pair<P>(p, pair, count);
 }
 
 // The pair with 0 in place of what lies past the end.

@@ -8,6 +8,8 @@ namespace fastdiff {
 namespace FASTDIFF_LEVEL {
 namespace planar {
 
+constexpr int64_t kAhead = 64;  // channels whose affine maps are made at once
+
 // Calls body(channel, offset, count) for what each channel (of the group) has of elements [from, to) of it.
 template <class Body>
 FASTDIFF_INLINE void for_channels(int64_t pixels, int64_t from, int64_t to, const Body& body) {
@@ -28,6 +30,11 @@ FASTDIFF_INLINE void for_units(const Sizes& sizes, int64_t begin, int64_t end, c
     }
 }
 
+template <class T>
+FASTDIFF_INLINE float sum_first(const T* x, int64_t n) {
+    return sum(n == kPair ? load_pair(x) : load_pair<PartOfPair>(x, n));
+}
+
 // Guesses the mean of each group from its first elements.
 void start(const GroupNorm& args, int64_t begin, int64_t end) {
     const Sizes& s = args.sizes;
@@ -35,47 +42,57 @@ void start(const GroupNorm& args, int64_t begin, int64_t end) {
         using T = decltype(t);
         const int64_t size = s.per_group() * s.pixels, n = s.pixels < kPair ? s.pixels : kPair;
         for (int64_t group = begin; group < end; ++group) {
-            float total = sum(load_pair<PartOfPair>(static_cast<const T*>(args.x) + group * size, n));
-            if (args.residual)
-                total += sum(load_pair<PartOfPair>(static_cast<const T*>(args.residual) + group * size, n));
+            args.guess[group] = 0;
+            if (kBfloat<T> && !args.small.add) continue;  // 0 is near enough for most, and cheaper
+            float total = sum_first(static_cast<const T*>(args.x) + group * size, n);
+            if (args.residual) total += sum_first(static_cast<const T*>(args.residual) + group * size, n);
             args.guess[group] = total / n + (args.small.add ? args.small.add[group * s.per_group()] : 0.0f);
         }
     });
 }
 
-struct Sums {
-    Pair first, second;
-};
-
-template <class T, bool joined>
-FASTDIFF_INLINE void sum_run(const GroupNorm& args, int64_t at, int64_t count, float point, Sums& sums) {
-    for_pairs(count, [&](auto piece, int64_t i, int64_t n) FASTDIFF_INLINE_LAMBDA {
+template <class T, bool joined, bool centered>
+FASTDIFF_INLINE void sum_run(
+    const GroupNorm& args, int64_t at, int64_t count, float point, GroupSums& total) {
+    const Floats one = opaque_one();
+    GroupSums sums = total, more = {};
+    const auto add = [&](auto piece, int64_t i, int64_t n, GroupSums& to) FASTDIFF_INLINE_LAMBDA {
         using P = decltype(piece);
         Pair d = taken<T, joined, P>(args, at + i, n);
-        for (int j = 0; j < 2; ++j) d.v[j] -= point;
-        if constexpr (!P::whole) d = masked<T>(d, n);
-        for (int j = 0; j < 2; ++j) {
-            sums.first.v[j] += d.v[j];
-            sums.second.v[j] += d.v[j] * d.v[j];
+        if constexpr (centered) {
+            for (int j = 0; j < 2; ++j) d.v[j] -= point;
+            if constexpr (!P::whole) d = masked<T>(d, n);
         }
-    });
+        to.add(d, one);
+    };
+    int64_t i = 0;
+    for (; i + 2 * kPair <= count; i += 2 * kPair) {
+        add(WholePair{}, i, kPair, sums);
+        add(WholePair{}, i + kPair, kPair, more);
+    }
+    if (i + kPair <= count) add(WholePair{}, i, kPair, sums), i += kPair;
+    if (i < count) add(PartOfPair{}, i, count - i, sums);
+    sums.merge(more);
+    total = sums;
 }
 
 template <class T, bool joined>
 void sum_units(const GroupNorm& args, int64_t begin, int64_t end) {
     const int64_t per_group = args.sizes.per_group(), size = per_group * args.sizes.pixels;
     for_units(args.sizes, begin, end, [&](int64_t group, int64_t from, int64_t to, int64_t unit) {
-        Sums sums = {};
+        GroupSums sums = {};
         const float guess = args.guess[group];
         if (args.small.add)
             for_channels(args.sizes.pixels, from, to, [&](int64_t c, int64_t at, int64_t count) {
-                sum_run<T, joined>(
-                    args, group * size + at, count, guess - args.small.add[group * per_group + c], sums);
+                const float point = guess - args.small.add[group * per_group + c];
+                sum_run<T, joined, true>(args, group * size + at, count, point, sums);
             });
+        else if (kBfloat<T> && guess == 0)
+            sum_run<T, joined, false>(args, group * size + from, to - from, guess, sums);
         else
-            sum_run<T, joined>(args, group * size + from, to - from, guess, sums);
-        args.sums[2 * unit] = sum(sums.first);
-        args.sums[2 * unit + 1] = sum(sums.second);
+            sum_run<T, joined, true>(args, group * size + from, to - from, guess, sums);
+        args.sums[2 * unit] = FASTDIFF_LEVEL::sum(sums.first);
+        args.sums[2 * unit + 1] = FASTDIFF_LEVEL::sum(sums.second);
     });
 }
 
@@ -105,31 +122,44 @@ bool finish(const GroupNorm& args, int64_t begin, int64_t end, bool last) {
 }
 
 template <class T, class A>
-FASTDIFF_INLINE void apply_run(const T* x, T* y, int64_t count, Affine a) {
+FASTDIFF_INLINE void apply_run(const T* x, T* y, int64_t count, float center, float scale, float shift) {
     for_pairs(count, [&](auto piece, int64_t i, int64_t n) FASTDIFF_INLINE_LAMBDA {
         using P = decltype(piece);
         Pair v = load_pair<P>(x + i, n);
-        for (int j = 0; j < 2; ++j) v.v[j] = A::value((v.v[j] - a.center) * a.scale + a.shift);
-        store_pair<P>(y + i, v, n);
+        for (int j = 0; j < 2; ++j) {
+            if constexpr (!kBfloat<T>) v.v[j] -= center;
+            v.v[j] = A::template value<T>(v.v[j] * scale + shift);
+        }
+        store_result<A, P>(y + i, v, n);
+    });
+}
+
+template <class T, class A>
+void apply_part(const GroupNorm& args, int64_t group, int64_t from, int64_t to) {
+    const Sizes& s = args.sizes;
+    const int64_t per_group = s.per_group(), at = group * per_group * s.pixels;
+    const int64_t row = group / s.groups * s.channels, first = group % s.groups * per_group;
+    float center[kAhead], scale[kAhead], shift[kAhead];
+    int64_t ready = 0, start = 0;
+    for_channels(s.pixels, from, to, [&](int64_t c, int64_t offset, int64_t count) {
+        if (c >= ready) {
+            const int64_t left = (to - 1) / s.pixels + 1 - c, n = left < kAhead ? left : kAhead;
+            set_affine<T>(
+                args.small, row, first + c, n, args.statistics[group], A::kInput, center, scale, shift);
+            start = c, ready = c + n;
+        }
+        apply_run<T, A>(
+            static_cast<const T*>(args.x) + at + offset, static_cast<T*>(args.y) + at + offset, count,
+            center[c - start], scale[c - start], shift[c - start]);
     });
 }
 
 void apply(const GroupNorm& args, int64_t begin, int64_t end) {
-    const int64_t channels = args.sizes.channels, per_group = args.sizes.per_group();
-    const int64_t size = per_group * args.sizes.pixels;
     with_dtype(args.dtype, [&](auto t) {
         using T = decltype(t);
         with_activation(args.activation, [&](auto activation) {
             for_units(args.sizes, begin, end, [&](int64_t group, int64_t from, int64_t to, int64_t) {
-                const T* x = static_cast<const T*>(args.x) + group * size;
-                T* y = static_cast<T*>(args.y) + group * size;
-                const int64_t sample = group / args.sizes.groups;
-                const int64_t first = group % args.sizes.groups * per_group;
-                const Statistics s = args.statistics[group];
-                for_channels(args.sizes.pixels, from, to, [&](int64_t c, int64_t at, int64_t count) {
-                    const Affine a = affine_of<T>(args.small, sample * channels, first + c, s.mean, s.rstd);
-                    apply_run<T, decltype(activation)>(x + at, y + at, count, a);
-                });
+                apply_part<T, decltype(activation)>(args, group, from, to);
             });
         });
     });

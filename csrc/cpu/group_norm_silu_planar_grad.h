@@ -8,6 +8,10 @@ namespace fastdiff {
 namespace FASTDIFF_LEVEL {
 namespace planar_grad {
 
+// Whether dz waits in dx, in cache, between the sums and the result: float32 holds it as it is.
+template <class T>
+constexpr bool kKeeps = sizeof(T) == 4;
+
 // Calls body(row, offset, count, unit) for each of the units [begin, end): row numbers the channels of all
 // samples, offset is where the unit's pixels begin in memory.
 template <class Body>
@@ -26,6 +30,7 @@ void sum(const GroupNormGrad& args, int64_t begin, int64_t end) {
     with_dtype(args.dtype, [&](auto t) {
         using T = decltype(t);
         with_activation(args.activation, [&](auto activation) {
+            using A = decltype(activation);
             for_units(args.sizes, begin, end, [&](int64_t row, int64_t at, int64_t count, int64_t unit) {
                 const GradAffine a = grad_affine(args, row / channels, row % channels);
                 const T* x = static_cast<const T*>(args.x) + at;
@@ -37,11 +42,12 @@ void sum(const GroupNormGrad& args, int64_t begin, int64_t end) {
                     for (int j = 0; j < 2; ++j) hat.v[j] = (hat.v[j] - a.center) * a.rstd;
                     if constexpr (!P::whole) hat = masked<T>(hat, n);
                     for (int j = 0; j < 2; ++j) {
-                        dz.v[j] *= decltype(activation)::slope(hat.v[j] * a.gain + a.offset);
+                        dz.v[j] *= A::template slope<float>(hat.v[j] * a.gain + a.offset);
                         total.v[j] += dz.v[j];
                         product.v[j] += dz.v[j] * hat.v[j];
                         hats.v[j] += hat.v[j];
                     }
+                    if constexpr (kKeeps<T>) store_pair<P>(static_cast<T*>(args.dx) + at + i, dz, n);
                 });
                 args.sums[3 * unit] = FASTDIFF_LEVEL::sum(total);
                 args.sums[3 * unit + 1] = FASTDIFF_LEVEL::sum(product);
@@ -78,20 +84,22 @@ void apply(const GroupNormGrad& args, int64_t begin, int64_t end) {
     with_dtype(args.dtype, [&](auto t) {
         using T = decltype(t);
         with_activation(args.activation, [&](auto activation) {
+            using A = decltype(activation);
             for_units(args.sizes, begin, end, [&](int64_t row, int64_t at, int64_t count, int64_t) {
                 const GradAffine a = grad_affine(args, row / channels, row % channels);
                 const double* settled = args.sums + row * parts * 3;
                 const float scale = static_cast<float>(settled[0]), back = static_cast<float>(settled[1]);
                 const float slope = static_cast<float>(settled[2]);
                 const T* x = static_cast<const T*>(args.x) + at;
-                const T* grad = static_cast<const T*>(args.grad) + at;
                 T* dx = static_cast<T*>(args.dx) + at;
+                const T* grad = kKeeps<T> ? dx : static_cast<const T*>(args.grad) + at;
                 for_pairs(count, [&](auto piece, int64_t i, int64_t n) FASTDIFF_INLINE_LAMBDA {
                     using P = decltype(piece);
                     Pair hat = load_pair<P>(x + i, n), dz = load_pair<P>(grad + i, n);
                     for (int j = 0; j < 2; ++j) {
                         hat.v[j] = (hat.v[j] - a.center) * a.rstd;
-                        dz.v[j] *= decltype(activation)::slope(hat.v[j] * a.gain + a.offset);
+                        if constexpr (!kKeeps<T>)
+                            dz.v[j] *= A::template slope<Seen<T>>(hat.v[j] * a.gain + a.offset);
                         dz.v[j] = scale * dz.v[j] - back - slope * hat.v[j];
                     }
                     store_pair<P>(dx + i, dz, n);

@@ -51,6 +51,10 @@ struct Half {
 struct Bfloat {
     uint16_t bits;
 };
+template <class T>
+constexpr bool kBfloat = false;
+template <>
+constexpr bool kBfloat<Bfloat> = true;
 
 FASTDIFF_INLINE Floats splat(float value) { return value - Floats{}; }
 FASTDIFF_INLINE Ints bits(Floats v) { return reinterpret_cast<Ints>(v); }
@@ -210,12 +214,12 @@ FASTDIFF_INLINE void for_pieces(int64_t begin, int64_t end, const Body& body) {
 }
 
 FASTDIFF_INLINE float sum(Floats v) {
-    float total = 0;
-    for (int i = 0; i < kLanes; ++i) total += v[i];
-    return total;
+    float lanes[kLanes];
+    std::memcpy(lanes, &v, sizeof(v));
+    for (int half = kLanes / 2; half >= 1; half /= 2)
+        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
 }
-
-// --- silu ---
 
 // 2^t to about 1 ulp: infinity from 128 on, 0 below -126 or so, NaN for NaN.
 FASTDIFF_INLINE Floats exp2(Floats t) {
@@ -241,8 +245,6 @@ FASTDIFF_INLINE Floats exp2(Floats t) {
     return p * floats((bits(shifted) - bits(magic) + 127) << 23);
 #endif
 }
-
-FASTDIFF_INLINE Floats silu(Floats z) { return z / (1.0f + exp2(z * -1.44269504f)); }
 
 }  // namespace FASTDIFF_LEVEL
 }  // namespace fastdiff
