@@ -80,6 +80,16 @@ def test_design(kernel: str, arch: str) -> None:
     assert len(wide) >= design.wide, found
 
 
+@pytest.mark.parametrize("arch", _build.CUDA_ARCHITECTURES)
+def test_a_step_does_not_wait_for_its_row_to_load(arch: str) -> None:
+    """x and the model's output are on their way before the block meets over the row's weights."""
+    for kernel in compiled.named(arch, "solver_step_kernel"):
+        if kernel.count("LDG.E.128"):
+            first = list(kernel.instructions)  # in the order in which they first occur
+            barrier = next(i for i, name in enumerate(first) if name.startswith("BAR.SYNC"))
+            assert first.index("LDG.E.128") < barrier
+
+
 def test_newer_gpus_find_ptx(library: Path) -> None:
     listed = subprocess.run(
         [sass.cuobjdump(), "-lptx", str(library)], check=True, capture_output=True, text=True
