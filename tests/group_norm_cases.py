@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch import Tensor
 
-from fastdiff import ops
+from fastdiff import backend, native, ops
 
 SHAPES = [
     ((2, 32, 16, 16), 8),
@@ -26,6 +29,7 @@ SHAPES = [
 """(x's shape, groups)."""
 
 VECTORS = ("add", "scale", "shift")
+EVERYTHING = ("weight", "bias", *VECTORS, "residual")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "affine": ("weight", "bias"),
@@ -38,9 +42,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "gelu": ("weight", "bias", "gelu"),
     "none": ("weight", "bias", "none"),
     "residual": ("weight", "bias", "residual"),
-    "all": ("weight", "bias", *VECTORS, "residual"),
-    "all-gelu": ("weight", "bias", *VECTORS, "residual", "gelu"),
-    "all-none": ("weight", "bias", *VECTORS, "residual", "none"),
+    "all": EVERYTHING,
+    "all-gelu": (*EVERYTHING, "gelu"),
+    "all-none": (*EVERYTHING, "none"),
 }
 """Name -> the inputs that are given, and the activation if it is not silu."""
 
@@ -238,3 +242,57 @@ def composed_gradients(given: Inputs, grads: tuple[Tensor | None, Tensor]) -> di
     """The gradients by PyTorch's composition, every step in x's dtype."""
     narrow = given.to(given.x.dtype).requiring_grad()
     return gradients(composition(narrow), narrow, grads)
+
+
+ANYTHING = {
+    "batch": st.integers(1, 3),
+    "groups": st.integers(1, 4),
+    "per_group": st.integers(1, 20),
+    # at least 32 values a group: of a few, the composition's error may be 0 by luck
+    "pixels": st.sampled_from(
+        [(32,), (7, 9), (1, 33), (40, 1), (3, 4, 5), (8, 8), (2, 1, 17), (65,), (2, 4, 2, 2)]
+    ),
+    "options": st.sampled_from(
+        [
+            tuple(n for n, on in zip(EVERYTHING, given, strict=True) if on)
+            for given in itertools.product([0, 1], repeat=6)
+        ]
+    ),
+    "how": st.sampled_from(
+        list(
+            itertools.product(
+                [torch.float32, torch.float16, torch.bfloat16],
+                [None, torch.float32],
+                LAYOUTS,
+                ACTIVATIONS,
+                [0.0, -3.0, 100.0],
+            )
+        )
+    ),
+}
+"""For hypothesis: what any_inputs takes, in few draws, which cost more than the op."""
+
+
+def any_inputs(
+    batch: int, groups: int, per_group: int, pixels: tuple[int, ...], options: tuple[str, ...], how: tuple
+) -> Inputs:
+    """Inputs from what ANYTHING draws."""
+    dtype, vectors, layout, activation, mean = how
+    shape = (batch, groups * per_group, *pixels)
+    generator = torch.Generator().manual_seed(sum(shape))
+    return inputs(
+        shape, groups, dtype, generator, options=(*options, activation), vectors=vectors, layout=layout, mean=mean
+    )  # fmt: skip
+
+
+@contextmanager
+def running_on(place: str) -> Iterator[None]:
+    """The reference, or the C++ kernels at an instruction set."""
+    with backend.use("reference" if place == "reference" else "cpp"):
+        if place != "reference":
+            native.set_isa(place)
+        try:
+            yield
+        finally:
+            if place != "reference":
+                native.set_isa("")

@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from conftest import HALF_AND_SINGLE, assert_accurate, instruction_sets
-from fastdiff import backend, native, ops
+from fastdiff import backend, ops
 from fastdiff.ops._group_norm_silu_grad import OVERLOADS as BACKWARD
 from group_norm_cases import (
+    ANYTHING,
+    EVERYTHING,
     LAYOUTS,
     OPTIONS,
     SHAPES,
-    VECTORS,
     Inputs,
+    any_inputs,
     composed_gradients,
     draw,
     exact_gradients,
     gradients,
     inputs,
+    running_on,
     through_ops,
 )
 
-EVERYTHING = ("weight", "bias", *VECTORS, "residual")
 
-
-def check(case: Inputs, generator: torch.Generator, *, both: bool = True) -> dict[str, torch.Tensor]:
-    """Every gradient within the criterion, and in its tensor's dtype. both: through the sum too, where there is one."""
+def check(case: Inputs, generator: torch.Generator, *, together: bool = False) -> None:
+    """Every gradient within the criterion, through the sum too where there is one, and in its tensor's dtype.
+    together: the vectors' as one, since of one vector's few values the composition's error may be 0 by luck."""
     x, case = case.x, case.requiring_grad()
     grad = draw(x.shape, x.dtype, generator)
-    grads = (draw(x.shape, x.dtype, generator) if both and case.residual is not None else None, grad)
+    grads = (draw(x.shape, x.dtype, generator) if case.residual is not None else None, grad)
     actual = gradients(through_ops(case), case, grads)
     exact, composed = exact_gradients(case, grads), composed_gradients(case, grads)
     for name, tensor in case.tensors().items():
         assert actual[name].dtype == tensor.dtype and actual[name].shape == tensor.shape
+    vectors = [name for name in actual if name not in ("x", "residual")]
+    if together and vectors:
+        for found in actual, exact, composed:
+            found["vectors"] = torch.cat([found.pop(name).flatten() for name in vectors])
+    for name in actual:
         assert_accurate(actual[name], exact[name], composed[name])
-    return actual
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "none"])
@@ -196,35 +200,11 @@ def test_the_sum_alone(everywhere, generator):
 
 
 @settings(max_examples=600, deadline=None, derandomize=True)
-@given(
-    place=st.sampled_from(["reference", *instruction_sets()]),
-    batch=st.integers(1, 3),
-    groups=st.integers(1, 4),
-    per_group=st.integers(1, 20),
-    spatial=st.lists(st.integers(1, 9), max_size=3),
-    dtype=st.sampled_from(HALF_AND_SINGLE),
-    single=st.booleans(),
-    layout=st.sampled_from(sorted(LAYOUTS)),
-    chosen=st.integers(0, 2 ** len(EVERYTHING) - 1),
-    activation=st.sampled_from(["silu", "gelu", "none"]),
-    mean=st.sampled_from([0.0, -3.0, 100.0]),
-)
-def test_anything(place, batch, groups, per_group, spatial, dtype, single, layout, chosen, activation, mean):
-    assume(per_group * math.prod(spatial) >= 32)  # of a few values the composition's error may be 0 by luck
-    options = (*(name for bit, name in enumerate(EVERYTHING) if chosen >> bit & 1), activation)
-    generator = torch.Generator().manual_seed(batch + groups + per_group + chosen)
-    case = inputs(
-        (batch, groups * per_group, *spatial), groups, dtype, generator, options=options, layout=layout, mean=mean,
-        vectors=torch.float32 if single else dtype,
-    )  # fmt: skip
-    with backend.use("reference" if place == "reference" else "cpp"):
-        if place != "reference":
-            native.set_isa(place)
-        try:
-            check(case, generator)
-        finally:
-            if place != "reference":
-                native.set_isa("")
+@given(place=st.sampled_from(["reference", *instruction_sets()]), **ANYTHING)
+def test_anything(place, **drawn):
+    assume(drawn["groups"] * drawn["per_group"] >= 4)
+    with running_on(place):
+        check(any_inputs(**drawn), torch.Generator().manual_seed(0), together=True)
 
 
 @pytest.mark.parametrize("overload", ["cpp", "triton"])

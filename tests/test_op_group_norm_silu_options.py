@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import HALF_AND_SINGLE, assert_accurate, instruction_sets
-from fastdiff import backend, native, ops
+from fastdiff import ops
 from group_norm_cases import (
+    ANYTHING,
     LAYOUTS,
     OPTIONS,
     SHAPES,
-    VECTORS,
     Inputs,
+    any_inputs,
     composition,
     exact,
     inputs,
+    running_on,
     through_ops,
 )
 
 EXTRA = [name for name in OPTIONS if name not in ("plain", "affine", "weight", "bias")]
-EVERYTHING = ("weight", "bias", *VECTORS, "residual")
 
 
 def check(case: Inputs) -> None:
@@ -176,33 +175,7 @@ def test_errors_of_the_residual():
 
 
 @settings(max_examples=2400, deadline=None, derandomize=True)
-@given(
-    place=st.sampled_from(["reference", *instruction_sets()]),
-    batch=st.integers(1, 3),
-    groups=st.integers(1, 4),
-    per_group=st.integers(1, 20),
-    spatial=st.lists(st.integers(1, 9), max_size=3),
-    dtype=st.sampled_from(HALF_AND_SINGLE),
-    single=st.booleans(),
-    layout=st.sampled_from(sorted(LAYOUTS)),
-    chosen=st.integers(0, 2 ** len(EVERYTHING) - 1),
-    activation=st.sampled_from(["silu", "gelu", "none"]),
-    mean=st.sampled_from([0.0, -3.0, 100.0]),
-)
-def test_anything(place, batch, groups, per_group, spatial, dtype, single, layout, chosen, activation, mean):
-    assume(per_group * math.prod(spatial) >= 32)  # of a few values the composition's error may be 0 by luck
-    options = tuple(name for bit, name in enumerate(EVERYTHING) if chosen >> bit & 1)
-    generator = torch.Generator().manual_seed(batch + groups + per_group + chosen)
-    shape = (batch, groups * per_group, *spatial)
-    case = inputs(
-        shape, groups, dtype, generator, options=(*options, activation), layout=layout, mean=mean,
-        vectors=torch.float32 if single else dtype,
-    )  # fmt: skip
-    with backend.use("reference" if place == "reference" else "cpp"):
-        if place != "reference":
-            native.set_isa(place)
-        try:
-            check(case)
-        finally:
-            if place != "reference":
-                native.set_isa("")
+@given(place=st.sampled_from(["reference", *instruction_sets()]), **ANYTHING)
+def test_anything(place, **drawn):
+    with running_on(place):
+        check(any_inputs(**drawn))
