@@ -211,3 +211,27 @@ def test_a_whole_run_either_way_gives_the_same_bits(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(module.ByOp, "short", lambda self: None)
             assert torch.equal(short, fastdiff.sample(model, (2, 4, 8, 8), sampler=sampler, **options))
+
+
+def test_tensors_of_torch_func_go_the_long_way(generator):
+    x = torch.randn(SHAPE, generator=generator)
+
+    def doubled(x):
+        assert not is_short(ops.stepper(x, make_table()))
+        return 2 * x
+
+    assert torch.equal(torch.vmap(doubled)(x), 2 * x)
+
+
+@prepared
+def test_inference_mode_and_what_autograd_saved(generator):
+    x = torch.randn(SHAPE, generator=generator)
+    with torch.inference_mode():
+        state = x.clone()
+        ops.stepper(state, make_table(a=2.0))(0, x)
+        assert torch.equal(state, 2 * x)
+    step, weight = ops.stepper(x, make_table(a=2.0)), torch.ones(SHAPE, requires_grad=True)
+    loss = (weight * x).sum()
+    step(0, torch.zeros(SHAPE))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

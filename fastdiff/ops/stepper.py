@@ -101,11 +101,17 @@ class ByOp:
     def short(self) -> Stepper | None:
         """The same past the dispatcher, or None where that cannot be."""
         x = self.x
-        if not x.is_cpu or backend.select("solver_step", "cpu", x.dtype) != "cpp" or not self._is_plain():
+        if not x.is_cpu or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             return None
-        take = _native_step(native.library("cpu"))
-        if take is None or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        take = _native_step(native.library("cpu")) if _uses_cpp(x) and self._is_plain() else None
+        try:
+            return None if take is None else _host.stepper(self._prepared(take))
+        except RuntimeError:  # a tensor of torch.func, which has no memory of its own
             return None
+
+    def _prepared(self, take: int) -> dict[str, Any]:
+        """What fastdiff._host knows of the run: csrc/host/stepper.h."""
+        x = self.x
         shown = x if self.input is None else self.input
         sizes = x.shape
         run = {
@@ -114,16 +120,16 @@ class ByOp:
             "input_type": 0 if self.input is None else TYPES[self.input.dtype],
             "copies": 0 if self.input is None else len(self.input) // sizes[0],
         }  # fmt: skip
+        written = tuple(t for t in (x, self.input) if t is not None and not t.is_inference())
         memory = {name: _address(tensor) for name, tensor in self.__dict__.items()}
         checks = {
             "tensor_type": Tensor, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
             "shape": sizes, "doubled_shape": (2 * sizes[0], *sizes[1:]), "strides": x.stride(),
             "vector_shape": sizes[:1], "vector_strides": (1,), "shown": shown, "shown_address": _address(shown),
-            "written": (x,) if self.input is None else (x, self.input),
-            "bump": None if x.is_inference() else _bump(),
+            "written": written, "bump": _bump() if written else None,
             "fallback": self, "kept": self,
         }  # fmt: skip
-        return _host.stepper(run | memory | checks)
+        return run | memory | checks
 
     def _is_plain(self) -> bool:
         """Whether the tensors are what the C++ kernel reads, without a second look at any of them."""
@@ -154,6 +160,10 @@ class ByOp:
         if x_in is not None and not (x_in.dtype in TYPES and x_in.stride() == x.stride()):
             return False
         return self.seeds is None or (x.is_contiguous() and self.seeds.is_contiguous())
+
+
+def _uses_cpp(x: Tensor) -> bool:
+    return backend.select("solver_step", "cpu", x.dtype) == "cpp"
 
 
 def _alike(tensor: Tensor, x: Tensor) -> bool:
