@@ -167,20 +167,24 @@ def combine(partial_ptr, unit, tiles, count, BG: tl.constexpr, BK: tl.constexpr)
     group = tl.arange(0, BG)[None, :]
     row = tl.arange(0, BK)[:, None]
     total = tl.zeros((BG,), tl.float32)
-    for first in range(0, tiles, BK):
+    first = tiles * 0
+    while first < tiles:  # not a range: in older versions the interpreter takes no tensor as its bound
         at, mask = base + (first + row) * (3 * BG) + group, (first + row < tiles) & (group < BG)
         part = tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
         means = tl.load(at + BG, mask=mask, other=0.0, cache_modifier=".cg")
         total += tl.sum(part * means, axis=0)
+        first += BK
     mean = total / count
     squares = tl.zeros((BG,), tl.float32)
-    for first in range(0, tiles, BK):
+    first = tiles * 0
+    while first < tiles:
         at, mask = base + (first + row) * (3 * BG) + group, (first + row < tiles) & (group < BG)
         part = tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
         means = tl.load(at + BG, mask=mask, other=0.0, cache_modifier=".cg")
         within = tl.load(at + 2 * BG, mask=mask, other=0.0, cache_modifier=".cg")
         d = means - mean[None, :]
         squares += tl.sum(within + part * d * d, axis=0)  # past the last tile both are 0
+        first += BK
     return mean, squares / count
 
 
@@ -285,9 +289,10 @@ def launch(
     rstd [B, groups] in float32, on the caller's current stream."""
     y, empty = torch.empty_like(x), x.new_empty(0)
     summed = empty if residual is None else torch.empty_like(x)
-    mean, rstd = torch.empty((2, x.shape[0], num_groups), dtype=torch.float32, device=x.device)
+    mean = torch.empty((x.shape[0], num_groups), dtype=torch.float32, device=x.device)
+    rstd = torch.empty_like(mean)
     if x.numel() == 0:
-        return y, summed, mean.zero_(), rstd.fill_(eps**-0.5)
+        return y, summed, mean.zero_(), rstd.zero_()
     plan = plan_for(x, num_groups)
     tensors = (
         y,

@@ -199,24 +199,28 @@ def combine(
     plane = samples.to(tl.int64) * channels
     column, row = tl.arange(0, BC), tl.arange(0, BK)[:, None]
     m1, m2 = tl.zeros((BG,), tl.float32), tl.zeros((BG,), tl.float32)
-    for lead in range(0, tiles, across):  # a row of tiles shares its channels
+    lead = tiles * 0
+    while lead < tiles:  # a row of tiles shares its channels
         local = lead // across * BC + column
         channel = (unit % slabs) * WIDTH + local
         known = (local < WIDTH) & (channel < channels)
         sum_dz = tl.zeros((BC,), tl.float32)
         sum_dz_xhat, sum_xhat = sum_dz, sum_dz
-        for first in range(0, across, BK):
+        first = tiles * 0
+        while first < across:
             at = partial_ptr + (unit.to(tl.int64) * tiles + lead + first + row) * (3 * BC) + column[None, :]
             mask = (first + row < across) & known[None, :]
             sum_dz += tl.sum(tl.load(at, mask=mask, other=0.0, cache_modifier=".cg"), axis=0)
             sum_dz_xhat += tl.sum(tl.load(at + BC, mask=mask, other=0.0, cache_modifier=".cg"), axis=0)
             sum_xhat += tl.sum(tl.load(at + 2 * BC, mask=mask, other=0.0, cache_modifier=".cg"), axis=0)
+            first += BK
         # the sum of xhat is kept where the sum of dx will be, until m1 and m2 are known
         store_sums(sums_ptr, plane, sample * channels + channel, sum_dz, sum_dz_xhat, sum_xhat, known)
         gain, _ = modulation(weight_ptr, None, scale_ptr, None, sample, channels, channel, known)
         member = membership(local, known, CG, BG)
         m1 += of_channels(gain * sum_dz, member)
         m2 += of_channels(gain * sum_dz_xhat, member)
+        lead += across
     count = pixels.to(tl.float32) * CG
     m1 /= count
     m2 /= count
@@ -224,7 +228,8 @@ def combine(
     tl.store(slot, m1)
     tl.store(slot + BG, m2)
     tl.debug_barrier()
-    for lead in range(0, tiles, across):
+    lead = tiles * 0
+    while lead < tiles:
         local = lead // across * BC + column
         channel = (unit % slabs) * WIDTH + local
         known = (local < WIDTH) & (channel < channels)
@@ -233,7 +238,9 @@ def combine(
         sum_xhat = tl.load(at + 2 * plane, mask=known, other=0.0)
         gain, _ = modulation(weight_ptr, None, scale_ptr, None, sample, channels, channel, known)
         member = membership(local, known, CG, BG)
-        tl.store(at + 2 * plane, sum_of_dx(sum_dz, sum_xhat, gain, rstd, m1, m2, member, pixels), mask=known)
+        sum_dx = sum_of_dx(sum_dz, sum_xhat, gain, rstd, m1, m2, member, pixels)
+        tl.store(at + 2 * plane, sum_dx, mask=known)
+        lead += across
 
 
 @triton.jit(do_not_specialize=SIZES)

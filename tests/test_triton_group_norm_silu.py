@@ -168,6 +168,18 @@ def test_device_gradients(options: str, how: str) -> None:
         check_gradients(draw((1, 10, 7, 5), 2, dtype, options=options, layout=layout))
 
 
+def test_device_opcheck() -> None:
+    """test_gpu.py runs all of the checks."""
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    given = draw((2, 4, 3, 3), 2, torch.float32, options="all", layout="channels_last")
+    _, _, mean, rstd = group_norm_silu.launch(*given.arguments())
+    op = torch.ops.fastdiff.group_norm_silu.triton
+    torch.library.opcheck(op, given.requiring_grad().arguments(), test_utils=checks)
+    arguments = given.backward_arguments(torch.ones_like(given.x), mean, rstd)
+    op = torch.ops.fastdiff.group_norm_silu_backward.triton
+    torch.library.opcheck(op, arguments, test_utils=checks)
+
+
 UNET = [(320, 64), (640, 64), (960, 64), (640, 32), (1280, 32), (1920, 32), (1280, 16), (2560, 16), (1280, 8)]
 """(channels, height) at 512 by 512 pixels; all in 32 groups."""
 
@@ -215,7 +227,7 @@ def draw_on_cpu(
 
 STREAMED = {
     "planar": ((1, 640, 64, 64), torch.bfloat16, "affine", "contiguous", 80, 64),
-    "channels_last": ((1, 640, 64, 64), torch.bfloat16, "affine", "channels_last", 90, 96),
+    "channels_last": ((1, 640, 64, 64), torch.bfloat16, "affine", "channels_last", 90, 128),
     "vae": ((1, 512, 128, 128), torch.float32, "all-gelu", "contiguous", 90, 128),
 }
 
