@@ -6,9 +6,12 @@ import itertools
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 import fastdiff
 from fastdiff import DynamicThreshold, Guidance, Inpaint, schedules
+from fastdiff.levels import DiscreteTime, clean
+from fastdiff.plan import Plan
 from fastdiff.samplers import SAMPLERS
 
 KARRAS = schedules.karras(0.1, 10.0)
@@ -64,6 +67,30 @@ def test_it_is_the_pipelines_formula():
     noise = drawn(seed=9)
     result = run(sampler="euler", x=noise * sigmas[0], inpaint=Inpaint(IMAGE, MASK, noise))
     torch.testing.assert_close(result, by_hand(6, noise, sigmas), rtol=1e-5, atol=1e-5)
+
+
+def test_diffusers_loop():
+    scheduler = DPMSolverMultistepScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", lower_order_final=True
+    )
+    scheduler.set_timesteps(8)
+    process = DiscreteTime(scheduler.alphas_cumprod.numpy())
+    levels = [process.at(s) if s else clean(process) for s in scheduler.sigmas.tolist()]
+    plan = Plan.build(SAMPLERS["dpmpp_2m"], levels)
+    noise = drawn(seed=9)
+
+    def predicted(x, t=None):
+        return torch.tanh(x)
+
+    latents = noise
+    for i, t in enumerate(scheduler.timesteps):  # as StableDiffusionInpaintPipeline.__call__ has it
+        latents = scheduler.step(predicted(latents), t, latents, return_dict=False)[0]
+        proper = IMAGE
+        if i + 1 < len(scheduler.timesteps):
+            proper = scheduler.add_noise(IMAGE, noise, scheduler.timesteps[i + 1 : i + 2])
+        latents = (1 - MASK) * proper + MASK * latents
+    result = fastdiff.sample(predicted, noise, sampler=plan, inpaint=Inpaint(IMAGE, MASK, noise))
+    torch.testing.assert_close(result, latents, rtol=1e-4, atol=1e-4)
 
 
 def test_the_noise_is_the_starting_points_own():
