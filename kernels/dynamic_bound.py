@@ -19,9 +19,9 @@ from fastdiff.kernels.launch import Launcher
 BINS = 256
 DIGITS = 4
 ONE_PROGRAM = 2**14  # elements up to which a sample is one program's
-CHUNK = 2**13  # elements a program counts of a larger one
 BLOCK = 4096
-OPTIONS = {"num_warps": 16, "enable_fp_fusion": False}
+CHUNK_BLOCKS = 2  # blocks a program counts of a larger one
+OPTIONS = {"num_warps": 16, "enable_fp_fusion": False, "maxnreg": 128}  # what 16 warps can have
 
 NOTHING = tl.constexpr(0x7FFFFFFF)  # above every key
 INFINITY = tl.constexpr(0x7F800000)  # its key; those of NaN lie above
@@ -65,21 +65,22 @@ def descend(counts, rank, prefix, DIGIT: tl.constexpr, BINS: tl.constexpr):
 @triton.jit
 def count(
     row_ptr, x_ptr, output_ptr, uncond_ptr, gain_ptr, sample, inner, first, until, prefix,
-    DIGIT: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
+    DIGIT: tl.constexpr, BINS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """How often each value of a digit occurs after `prefix` in elements [first, until); and, with the first digit, the
     largest key; with the last, NOTHING less the smallest key whose other digits are larger; else 0."""
-    counts = tl.zeros([BINS], tl.int64)
+    counts = tl.zeros([BINS], tl.int32)
     extreme = tl.zeros([BLOCK], tl.int32)
-    for at in range(first, until, BLOCK):
+    for block in range(BLOCKS):
+        at = first + block * BLOCK
         key, inside = keys(row_ptr, x_ptr, output_ptr, uncond_ptr, gain_ptr, sample, inner, at, until, BLOCK)
-        here = inside & (above(key, DIGIT) == prefix)
-        counts += tl.histogram(digit(key, DIGIT), BINS, mask=here).to(tl.int64)
+        here = inside & (above(key, DIGIT) == prefix) if DIGIT > 0 else inside
+        counts += tl.histogram(digit(key, DIGIT), BINS, mask=here)
         if DIGIT == 0:
             extreme = tl.maximum(extreme, tl.where(inside, key, 0))
         if DIGIT == 3:
             extreme = tl.maximum(extreme, tl.where(above(key, DIGIT) > prefix, -key + NOTHING, 0))
-    return counts, tl.max(extreme, 0)
+    return counts.to(tl.int64), tl.max(extreme, 0)
 
 
 @triton.jit
@@ -101,7 +102,8 @@ def between(counts, largest, higher, rank, prefix, part, most, BINS: tl.constexp
 @triton.jit(do_not_specialize=["rank"])
 def whole_kernel(
     bound_ptr, x_ptr, output_ptr, uncond_ptr, table_ptr, index_ptr, gain_ptr,
-    total, inner, rank, part, most, HALVES: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
+    total, inner, rank, part, most, HALVES: tl.constexpr, BINS: tl.constexpr, BLOCKS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A sample a program."""
     sample = tl.program_id(0).to(tl.int64)
@@ -111,9 +113,11 @@ def whole_kernel(
     left = tl.zeros([], tl.int64) + rank
     prefix = tl.zeros([], tl.int32)
     largest = prefix
+    start = tl.zeros([], tl.int64)
     for number in tl.static_range(4):
         counts, higher = count(
-            row_ptr, x_ptr, output_ptr, uncond_ptr, gain_ptr, sample, inner, 0, inner, prefix, number, BINS, BLOCK
+            row_ptr, x_ptr, output_ptr, uncond_ptr, gain_ptr, sample, inner, start, inner, prefix, number, BINS, BLOCKS,
+            BLOCK,
         )  # fmt: skip
         if number == 0:
             largest = higher
@@ -137,20 +141,21 @@ def found_so_far(counts_ptr, rank, DIGIT: tl.constexpr, BINS: tl.constexpr):
 def count_kernel(
     counts_ptr,  # int64 [B, 4*BINS + 2], zeros at first: each digit's counts, and what count finds beside
     x_ptr, output_ptr, uncond_ptr, table_ptr, index_ptr, gain_ptr,
-    total, inner, rank, chunks, HALVES: tl.constexpr, DIGIT: tl.constexpr, CHUNK: tl.constexpr, BINS: tl.constexpr,
+    total, inner, rank, chunks, HALVES: tl.constexpr, DIGIT: tl.constexpr, BINS: tl.constexpr, BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds what a chunk counts of one digit to its sample's."""
     sample = (tl.program_id(0) // chunks).to(tl.int64)
-    first = (tl.program_id(0) % chunks).to(tl.int64) * CHUNK
+    first = (tl.program_id(0) % chunks).to(tl.int64) * (BLOCKS * BLOCK)
     row_ptr = table_ptr + tl.load(index_ptr) * row.COLUMN_COUNT
     if HALVES:
         uncond_ptr = output_ptr + total
     counts_ptr += sample * (4 * BINS + 2)
     _, prefix = found_so_far(counts_ptr, rank, DIGIT, BINS)
-    until = tl.minimum(first + CHUNK, inner)
+    until = tl.minimum(first + BLOCKS * BLOCK, inner)
     counts, extreme = count(
-        row_ptr, x_ptr, output_ptr, uncond_ptr, gain_ptr, sample, inner, first, until, prefix, DIGIT, BINS, BLOCK
+        row_ptr, x_ptr, output_ptr, uncond_ptr, gain_ptr, sample, inner, first, until, prefix, DIGIT, BINS, BLOCKS,
+        BLOCK,
     )  # fmt: skip
     tl.atomic_add(counts_ptr + DIGIT * BINS + tl.arange(0, BINS), counts, mask=counts > 0)
     if DIGIT == 0:
@@ -194,12 +199,13 @@ def launch(
     part, halves = quantile * (inner - 1) - rank, uncond is None and output.shape[0] != samples
     images = (x, output, uncond, table, index, gain)
     if inner <= ONE_PROGRAM:
-        WHOLE(samples, (bound, *images), (x.numel(), inner, rank, part, float(most)), (halves, BINS, BLOCK))
+        constants = (halves, BINS, triton.cdiv(inner, BLOCK), BLOCK)
+        WHOLE(samples, (bound, *images), (x.numel(), inner, rank, part, float(most)), constants)
         return bound
     counts = torch.zeros(samples, DIGITS * BINS + 2, dtype=torch.int64, device=x.device)
-    chunks = triton.cdiv(inner, CHUNK)
+    chunks = triton.cdiv(inner, CHUNK_BLOCKS * BLOCK)
     for number in range(DIGITS):
-        scalars, constants = (x.numel(), inner, rank, chunks), (halves, number, CHUNK, BINS, BLOCK)
+        scalars, constants = (x.numel(), inner, rank, chunks), (halves, number, BINS, CHUNK_BLOCKS, BLOCK)
         COUNT(samples * chunks, (counts, *images), scalars, constants)
     BOUND(samples, (bound, counts), (rank, part, float(most)), (BINS,))
     return bound

@@ -21,8 +21,8 @@ OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 
 @triton.jit
 def statistics(value, inside, count):
-    """Mean of a block's elements and their summed squared distance to it."""
-    mean = tl.sum(value, 0) / count
+    """Mean of a block's elements and their summed squared distance to it, zeros if there are none."""
+    mean = tl.sum(value, 0) / tl.maximum(count, 1.0)
     apart = tl.where(inside, value - mean, 0.0)
     return mean, tl.sum(apart * apart, 0)
 
@@ -48,7 +48,7 @@ def gain(squares, guided_squares, rescale):
 def chunk_kernel(
     result_ptr,  # [B] gains of samples of one chunk, else float32 [B, 5, chunks] for combine_kernel
     output_ptr, uncond_ptr, table_ptr, index_ptr,
-    total, inner, chunks, length, rescale, HALVES: tl.constexpr, ONE: tl.constexpr, BLOCK: tl.constexpr,
+    total, inner, chunks, rescale, HALVES: tl.constexpr, ONE: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample = (tl.program_id(0) // chunks).to(tl.int64)
     chunk = tl.program_id(0) % chunks
@@ -59,16 +59,17 @@ def chunk_kernel(
 
     mean = tl.zeros([], tl.float32)
     squares, guided_mean, guided_squares, seen = mean, mean, mean, mean
-    first = chunk.to(tl.int64) * length
-    until = tl.minimum(first + length, inner)
+    first = chunk.to(tl.int64) * (BLOCKS * BLOCK)
+    until = tl.minimum(first + BLOCKS * BLOCK, inner)
     ahead = tl.arange(0, BLOCK)
-    for at in range(first, until, BLOCK):
+    for block in range(BLOCKS):
+        at = first + block * BLOCK
         inside = at + ahead < until
         start = sample * inner + at
         cond = tl.load(output_ptr + start + ahead, mask=inside, other=0.0).to(tl.float32)
         guided = row.add_known(tl.zeros_like(cond), g, cond)
         guided = row.add(guided, g_uncond, uncond_ptr, start, ahead, inside)
-        count = tl.minimum(until - at, BLOCK).to(tl.float32)
+        count = tl.maximum(tl.minimum(until - at, BLOCK), 0).to(tl.float32)
         more, more_squares = statistics(cond, inside, count)
         guided_more, guided_more_squares = statistics(tl.where(inside, guided, 0.0), inside, count)
         mean, squares, _ = combined(mean, squares, seen, more, more_squares, count)
@@ -126,11 +127,11 @@ def launch(output: Tensor, uncond: Tensor | None, table: Tensor, index: Tensor, 
         return gains.fill_(1.0)
     total = output.numel() // 2 if uncond is None else output.numel()
     inner = total // samples
-    length = BLOCK * triton.cdiv(inner, BLOCK * MOST_CHUNKS)
-    chunks = triton.cdiv(inner, length)
+    blocks = triton.cdiv(inner, BLOCK * MOST_CHUNKS)  # of a chunk
+    chunks = triton.cdiv(inner, BLOCK * blocks)
     result = gains if chunks == 1 else gains.new_empty(samples, 5, chunks)
-    scalars = (total, inner, chunks, length, float(rescale))
-    constants = (uncond is None, chunks == 1, BLOCK)
+    scalars = (total, inner, chunks, float(rescale))
+    constants = (uncond is None, chunks == 1, blocks, BLOCK)
     CHUNKS(samples * chunks, (result, output, uncond, table, index), scalars, constants)
     if chunks > 1:
         COMBINE(samples, (gains, result), (chunks, float(rescale)), (triton.next_power_of_2(chunks),))
