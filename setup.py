@@ -30,7 +30,9 @@ class BuildNative(build_ext):
         build = recipe()
         in_place = self.inplace or self.editable_mode
         package = ROOT / "fastdiff" if in_place else Path(self.build_lib) / "fastdiff"
-        targets = ["cpu", *(["cuda"] if build.find_nvcc() else [])]
+        torch = build.find_torch()
+        # a torch without CUDA could not load the CUDA library, which takes minutes to compile
+        targets = ["cpu", *(["cuda"] if torch and torch.has_cuda and build.find_nvcc() else [])]
         for target in targets:
             self.attempt(target, lambda target=target: build_library(build, target, package / "_native"))
         self.attempt("host", lambda: build.build_host(package))

@@ -1,17 +1,15 @@
-"""The CUDA library as an install builds it, once a run, for tests that read its machine code. Needs nvcc, no GPU."""
+"""The CUDA library as an install builds it, for tests that read its machine code; built once for the same sources.
+Needs nvcc, no GPU."""
 
 from __future__ import annotations
 
-import atexit
 import functools
-import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
 
 import sass
-from fastdiff import _build
+from fastdiff import _build, native
 
 
 @functools.cache
@@ -19,9 +17,10 @@ def library() -> Path:
     """The built library; skips the test where there is no CUDA toolkit."""
     if _build.find_nvcc() is None:
         pytest.skip("needs the CUDA toolkit: there is no nvcc")
-    folder = Path(tempfile.mkdtemp(prefix="fastdiff-cuda-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return _build.build("cuda", folder)
+    root, torch = _build.source_root(), _build.find_torch()
+    assert root and torch
+    path = native.cache_folder() / _build.library_name("cuda", root, torch)  # minutes to compile: kept between runs
+    return path if path.exists() else _build.build("cuda", path.parent)
 
 
 @functools.cache
