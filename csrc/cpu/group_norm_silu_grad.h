@@ -17,6 +17,9 @@ struct GradAffine {
 };
 constexpr int kGradAffine = 7;
 
+// Every NaN as store_pair_fast wants it.
+FASTDIFF_INLINE float clean(double v) { return v == v ? static_cast<float>(v) : __builtin_nanf(""); }
+
 inline GradAffine grad_affine(const GroupNormGrad& args, int64_t sample, int64_t channel) {
     const Small& small = args.small;
     const Sizes& s = args.sizes;
@@ -29,6 +32,8 @@ inline GradAffine grad_affine(const GroupNormGrad& args, int64_t sample, int64_t
     a.gain = input * grown * (small.weight ? small.weight[channel] : 1.0f);
     a.offset =
         input * (grown * (small.bias ? small.bias[channel] : 0.0f) + (small.shift ? small.shift[row] : 0.0f));
+    a.center = clean(a.center), a.rstd = clean(a.rstd);
+    a.gain = clean(a.gain), a.offset = clean(a.offset);
     return a;
 }
 
@@ -65,7 +70,7 @@ FASTDIFF_INLINE void settle_group(
         out[0] = static_cast<float>(sums.dz);
         out[step] = static_cast<float>(sums.product);
         out[2 * step] = static_cast<float>(scale * sums.dz - s.pixels * back - slope * sums.xhat);
-        set(c, static_cast<float>(scale), static_cast<float>(back), static_cast<float>(slope));
+        set(c, clean(scale), clean(back), clean(slope));
     }
 }
 

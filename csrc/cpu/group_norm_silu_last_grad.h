@@ -130,7 +130,7 @@ void apply_row(const GroupNormGrad& args, int64_t at, const float* affine) {
         const Pair scale = load_pair(settled), back = load_pair(settled + padded);
         const Pair slope = load_pair(settled + 2 * padded);
         for (int j = 0; j < 2; ++j) dz.v[j] = scale.v[j] * dz.v[j] - back.v[j] - slope.v[j] * hat.v[j];
-        store_pair<P>(dx + c, dz, n);
+        store_pair_fast<P>(dx + c, dz, n);
     });
 }
 

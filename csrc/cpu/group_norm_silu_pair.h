@@ -29,6 +29,23 @@ FASTDIFF_INLINE int64_t place(int64_t c) {
 
 // --- whole pairs ---
 
+// The even and the odd ones of bfloat16 values that lie in order.
+FASTDIFF_INLINE Pair halves(Words w) {
+    return {{reinterpret_cast<Floats>(w << 16), reinterpret_cast<Floats>(w & 0xffff0000u)}};
+}
+
+// The bits of v rounded to bfloat16 in the upper half, whatever below.
+FASTDIFF_INLINE Words upper(Floats v) {
+    const Words b = reinterpret_cast<Words>(v);
+    const Ints rounded = reinterpret_cast<Ints>(b + 0x7fff + ((b >> 16) & 1));  // to nearest, ties to even
+    return reinterpret_cast<Words>(v == v ? rounded : Ints{} + 0x7fc00000);
+}
+
+// A pair as bfloat16 values in order.
+FASTDIFF_INLINE Words joined_halves(const Pair& pair) {
+    return (upper(pair.v[0]) >> 16) | (upper(pair.v[1]) & 0xffff0000u);
+}
+
 // Asks for the memory of a pair to be brought into the second level of cache.
 template <class T>
 FASTDIFF_INLINE void prefetch_pair(const T* p) {
@@ -39,24 +56,16 @@ FASTDIFF_INLINE void prefetch_pair(const T* p) {
 template <class T>
 FASTDIFF_INLINE Pair load_pair(const T* p) {
     if constexpr (kBfloat<T>) {
-        const Words w = load_as<Words>(p);
-        return {{reinterpret_cast<Floats>(w << 16), reinterpret_cast<Floats>(w & 0xffff0000u)}};
+        return halves(load_as<Words>(p));
     } else {
         return {{load(p), load(p + kLanes)}};
     }
 }
 
-// The bits of v rounded to bfloat16 in the upper half, whatever below.
-FASTDIFF_INLINE Words upper(Floats v) {
-    const Words b = reinterpret_cast<Words>(v);
-    const Ints rounded = reinterpret_cast<Ints>(b + 0x7fff + ((b >> 16) & 1));  // to nearest, ties to even
-    return reinterpret_cast<Words>(v == v ? rounded : Ints{} + 0x7fc00000);
-}
-
 template <class T>
 FASTDIFF_INLINE void store_pair(T* p, const Pair& pair) {
     if constexpr (kBfloat<T>) {
-        const Words w = (upper(pair.v[0]) >> 16) | (upper(pair.v[1]) & 0xffff0000u);
+        const Words w = joined_halves(pair);
         std::memcpy(p, &w, sizeof(w));
     } else {
         store(p, pair.v[0]);
@@ -92,22 +101,41 @@ FASTDIFF_INLINE void store_pair_fast(T* p, const Pair& pair) {
     }
 }
 
+// How many of the first `count` elements of a pair are in its first vector, where they lie in order.
+FASTDIFF_INLINE int64_t of_first(int64_t count) { return count < kLanes ? count : kLanes; }
+
 // --- pairs of which only the first `count` elements are there: the others load as 0 ---
 
 template <class P, class T>
 FASTDIFF_INLINE Pair load_pair(const T* p, int64_t count) {
     if constexpr (P::whole) return load_pair(p);
+#if defined(__AVX512F__)
+    if constexpr (kBfloat<T>)
+        return halves(reinterpret_cast<Words>(_mm512_maskz_loadu_epi16((1u << count) - 1, p)));
+    else
+        return {{load_part(p, of_first(count)), load_part(p + kLanes, count - of_first(count))}};
+#else
     T padded[kPair] = {};
     std::memcpy(padded, p, count * sizeof(T));
     return load_pair(padded);
+#endif
 }
 
 template <class P, class T>
 FASTDIFF_INLINE void store_pair(T* p, const Pair& pair, int64_t count) {
     if constexpr (P::whole) return store_pair(p, pair);
+#if defined(__AVX512F__)
+    if constexpr (kBfloat<T>) {
+        _mm512_mask_storeu_epi16(p, (1u << count) - 1, reinterpret_cast<__m512i>(joined_halves(pair)));
+    } else {
+        store_part(p, pair.v[0], of_first(count));
+        store_part(p + kLanes, pair.v[1], count - of_first(count));
+    }
+#else
     T padded[kPair];
     store_pair(padded, pair);
     std::memcpy(p, padded, count * sizeof(T));
+#endif
 }
 
 template <class P, class T>

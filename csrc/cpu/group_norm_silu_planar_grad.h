@@ -102,7 +102,7 @@ void apply(const GroupNormGrad& args, int64_t begin, int64_t end) {
                             dz.v[j] *= A::template slope<Seen<T>>(hat.v[j] * a.gain + a.offset);
                         dz.v[j] = scale * dz.v[j] - back - slope * hat.v[j];
                     }
-                    store_pair<P>(dx + i, dz, n);
+                    store_pair_fast<P>(dx + i, dz, n);
                 });
             });
         });
