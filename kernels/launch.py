@@ -8,22 +8,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-_HERE = nullcontext()
 _KNOBS: Any = importlib.import_module("triton.knobs").runtime
-
-
-def on_device(tensor: Tensor) -> AbstractContextManager[object]:
-    """Makes tensor's GPU the current one, which is where Triton launches; costs nothing if it already is."""
-    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
-        return _HERE
-    return torch.cuda.device(tensor.device)
 
 
 class Compiled(NamedTuple):
@@ -48,8 +39,8 @@ class Launcher:
     call, instead of the Launcher's. Runs on the tensors' device and the caller's current stream, from any thread.
 
     Calls are of one kind if their tensors agree in device, dtype and whether they are 16-byte aligned, their integers
-    in whether they are 1, multiples of 16, and fit 32 bits, and their constants are equal: just what Triton compiles
-    anew for. Hooks (Proton's), the interpreter and a Triton whose insides look different get Triton's own launch.
+    in whether they are 1, multiples of 16, and fit 32 or 64 bits, and their constants are equal: just what Triton
+    compiles anew for. Hooks (Proton's), the interpreter and a Triton whose insides look different get its own launch.
     """
 
     def __init__(self, kernel: Any, **options: Any) -> None:
@@ -106,8 +97,8 @@ class Launcher:
             elif scalar == 1:
                 key.append(1)
             else:
-                wide = not -0x80000000 <= scalar <= 0x7FFFFFFF
-                key.append(2 + (scalar % 16 == 0) + 2 * wide)
+                width = 2 if -0x80000000 <= scalar <= 0x7FFFFFFF else 4 if scalar < 2**63 else 6
+                key.append(width + (scalar % 16 == 0))
         return pointers, tuple(key)
 
     def _launch(

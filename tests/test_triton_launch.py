@@ -94,6 +94,7 @@ KINDS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]] = {
     "size one": (tensors(), (1, 0.5), (128,)),
     "wide size": (tensors(), (2**31 + 1, 0.5), (128,)),
     "wide multiple": (tensors(), (2**32, 0.5), (128,)),
+    "wider size": (tensors(), (2**63 + 1, 0.5), (128,)),
     "integer scale": (tensors(), (64, 3), (128,)),
     "another block": (tensors(), (64, 0.5), (256,)),
 }
