@@ -77,6 +77,7 @@ __device__ __forceinline__ int sum_by_channel(
         for (int k = 0; k < K; ++k) {
             const float* column = tables.table + k * kNormThreads * N + channel;
             float sum = 0.0f;
+#pragma unroll 4
             for (int row = j / columns.width; row < columns.together; row += split)
                 sum += column[row * columns.width];
             tables.parts[k * size + j] = sum;
@@ -95,6 +96,7 @@ __device__ __forceinline__ void sum_by_group(
     for (int g = threadIdx.x / 32; g < columns.groups; g += kNormWarps) {
         for (int k = 0; k < K; ++k) {
             float sum = 0.0f;
+#pragma unroll 2
             for (int e = lane; e < split * columns.per_group; e += 32) {
                 const int part = e / columns.per_group, channel = e % columns.per_group;
                 sum += tables.parts[k * size + part * columns.width + g * columns.per_group + channel];

@@ -31,6 +31,10 @@ struct Work {
         block = team * plan.slabs + blockIdx.x % plan.slabs;
         parts = reinterpret_cast<Shares*>(workspace);
         left = reinterpret_cast<Sums*>(workspace + group_bytes(plan, kSharesBytes));
+        take_channels();
+    }
+
+    __device__ __forceinline__ void take_channels() {
 #pragma unroll
         for (int i = 0; i < N; ++i)
             channels[i] = columns.active() ? channel(columns.column * N + i) : Channel{};
@@ -81,6 +85,7 @@ struct Work {
     __device__ __forceinline__ Sums channel_sums(int own, int split) const {
         const int size = static_cast<int>(part_size(columns.width));
         Sums total = {};
+#pragma unroll 1
         for (int p = 0; p < split; ++p) {
             const float* part = tables.parts + p * columns.width + own;
             total.add({part[0], part[size], part[2 * size], 0.0f});
@@ -94,6 +99,7 @@ struct Work {
         __syncthreads();
         for (int g = threadIdx.x / 32; g < columns.groups; g += kNormWarps) {
             Shares part = {0.0f, 0.0f};
+#pragma unroll 1
             for (int c = threadIdx.x % 32; c < columns.per_group; c += 32) {
                 const int own = g * columns.per_group + c;
                 const Sums total = channel_sums(own, split);
@@ -126,6 +132,7 @@ struct Work {
         const int64_t warp = blockIdx.x % plan.slabs * kNormWarps + threadIdx.x / 32;
         for (int64_t own = warp; own < columns.width; own += plan.slabs * kNormWarps) {
             Sums total = {};
+#pragma unroll 1
             for (int64_t s = threadIdx.x % 32; s < plan.slabs; s += 32)
                 total.add(load_fresh_sums(left + (team * plan.slabs + s) * plan.channels + own));
             total.over_warp();
@@ -175,6 +182,7 @@ __global__ void __launch_bounds__(kNormThreads, 1)
                   end = work.columns.end;
     P x[kColumnPairs], grad[kColumnPairs];
     P* to = spare;
+#pragma unroll 1
     for (int64_t pixel = begin + step; pixel < end; pixel += step, to += 2 * kColumnPairs * kNormThreads) {
         P more[kColumnPairs], others[kColumnPairs];
         const int count = work.template read<Reuse::kUsual>(pixel, more, others);
@@ -197,9 +205,11 @@ __global__ void __launch_bounds__(kNormThreads, 1)
     work.finish_channels(team);
     Shares shares[N];
     work.take_shares(team, shares);
+    work.take_channels();  // again: kept over the barrier they would spill
     forget(x, grad);
     int count = first;
     to = spare;
+#pragma unroll 1
     for (int64_t pixel = begin; pixel < end; pixel += step) {
         work.template write<Reuse::kUsual>(pixel, x, grad, count, shares);
         count = 0;

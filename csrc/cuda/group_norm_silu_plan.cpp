@@ -60,14 +60,17 @@ int64_t shared_for(const Shape& shape, const Plan& plan, int64_t slots) {
     return fixed_shared(shape, plan) + spare * shape.vectors * kNormThreads * kVectorBytes;
 }
 
-// A range of whole groups and whole packs whose columns fit the threads; 0 where there is none.
+// A range of whole groups and whole packs whose columns fit the threads, and its sums a block's shared
+// memory: the widest, so that whole lines of memory are read; 0 where there is none.
 int64_t range_of(const Shape& shape) {
     const int64_t least = std::lcm(shape.per_group(), static_cast<int64_t>(shape.lanes));
     const int64_t most = static_cast<int64_t>(kNormThreads) / 2 * shape.lanes;
-    if (shape.norm.channels % least || least > most) return 0;
-    int64_t best = least;  // as wide as it may be: whole lines of memory
-    for (int64_t width = least; width <= std::min(shape.norm.channels, most); width += least)
-        if (shape.norm.channels % width == 0) best = width;
+    int64_t best = 0;
+    for (int64_t width = least; width <= std::min(shape.norm.channels, most); width += least) {
+        const int64_t shared =
+            columns_shared(shape.lanes, width, width / shape.per_group(), shape.backward ? 3 : 2);
+        if (shape.norm.channels % width == 0 && shared <= shape.room()) best = width;
+    }
     return best;
 }
 

@@ -95,4 +95,42 @@ struct Running {
     }
 };
 
+// The channels of a thread, each with its running sums.
+template <int N>
+struct RunningLanes {
+    float point[N] = {}, first[N] = {}, second[N] = {};
+    float count = 0.0f;
+
+    template <typename T>
+    __device__ __forceinline__ void merge(Pack<T, N> (&x)[kSlots], int more) {
+        float mean[N] = {};
+#pragma unroll
+        for (int s = 0; s < kSlots; ++s)
+            if (s < more) {
+#pragma unroll
+                for (int i = 0; i < N; ++i) mean[i] += to_float(x[s].lane[i]);
+            }
+        forget(x);
+        const float all = count + static_cast<float>(more), part = 1.0f / static_cast<float>(more);
+        const float share = static_cast<float>(more) / all;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            Running own = {point[i], count, first[i], second[i]};
+            const float to = fmaf(fmaf(mean[i], part, -point[i]), share, point[i]);
+            own.move_to(to);
+            float around[2] = {0.0f, 0.0f};
+            mean[i] *= part;
+#pragma unroll
+            for (int s = 0; s < kSlots; ++s)
+                if (s < more) gather(around, to_float(x[s].lane[i]) - mean[i]);
+            Running other = {mean[i], static_cast<float>(more), around[0], around[1]};
+            other.move_to(to);
+            point[i] = to;
+            first[i] = own.first + other.first;
+            second[i] = own.second + other.second;
+        }
+        count = all;
+    }
+};
+
 }  // namespace fastdiff::cuda
