@@ -12,6 +12,9 @@ WHOLE = {(False, 2): 40960, (False, 4): 20480, (True, 2): 16384, (True, 4): 1024
 """(backward, bytes of an element) -> elements that a program holds in registers, without spilling, between statistics
 and store; backward holds two tensors."""
 
+LAST = 20480
+"""The same for channels-last, where a thread has several channels and their weights."""
+
 TILE = {False: 8192, True: 4096}
 """Elements of a streamed tile: with 8 warps 32 a thread, few enough for four programs on a multiprocessor."""
 
@@ -112,11 +115,15 @@ def tiling(
     """The rule: whole groups where they fit registers and, channels-last, do not read shreds of cache lines."""
     bc, tail = head_and_tail(cg)
     elements = (bc + tail) * power(pixels)
-    whole_lines = not last or cg * itemsize >= 32 or pixels <= 256
-    if elements <= WHOLE[backward, itemsize] and whole_lines:
+    part = cg * itemsize  # bytes of a pixel in a group
+    whole_lines = not last or pixels <= 256 or (part >= 32 and part % 16 == 0)
+    limit = min(WHOLE[backward, itemsize], LAST) if last else WHOLE[backward, itemsize]
+    if elements <= limit and whole_lines:
         shared = neighbours(batch, cg, pixels, groups, last, itemsize)
         if shared > 1:
             bc, tail = power(shared * cg), 0
+        elif elements >= 16384 and tail == 0 and bc > 1:
+            bc, tail = bc // 2, bc // 2  # one after the other, with fewer registers
         elements = (bc + tail) * power(pixels)
         return Tiling(True, shared, bc, tail, power(pixels), warps(elements))
     shared = slab(cg, pixels, groups, itemsize) if last else 1
