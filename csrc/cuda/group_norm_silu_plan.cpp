@@ -95,23 +95,36 @@ bool hold(const Shape& shape, Plan& plan) {
     return plan.shared <= shape.room();
 }
 
-// For channels-last, one block a group wants narrow ranges: as many blocks as there can be.
-void narrow(const Shape& shape, Plan& plan) {
-    if (plan.path != Path::kColumns) return;
-    const int64_t least = std::lcm(shape.per_group(), static_cast<int64_t>(shape.lanes));
-    // whole 64-byte sectors' pairs where that leaves enough blocks
-    int64_t width = least;
-    while (width * bytes_of(shape.norm.element) < 64 && shape.norm.channels % (2 * width) == 0 &&
-           2 * width <= plan.width)
-        width *= 2;
+constexpr int64_t kNarrowest = 64;  // bytes of a pixel: two sectors of memory
+
+void set_width(const Shape& shape, Plan& plan, int64_t width) {
     plan.width = width;
     plan.groups = width / shape.per_group();
     plan.teams = shape.norm.batch * (shape.norm.channels / width);
 }
 
+int64_t team_bytes(const Shape& shape, const Plan& plan) {
+    return shape.bytes() / std::max<int64_t>(plan.teams, 1);
+}
+
+// Two phases, of one team each, must leave a quarter of L2 for what is written.
+bool phases_fit(const Shape& shape, const Plan& plan) {
+    return 2 * team_bytes(shape, plan) <= shape.chip.l2 / 4 * 3;
+}
+
+// The widest range of channels that `fits`, else the narrowest that still reads whole sectors.
+template <typename Fits>
+void narrow(const Shape& shape, Plan& plan, Fits fits) {
+    if (plan.path != Path::kColumns) return;
+    const int64_t least = std::lcm(shape.per_group(), static_cast<int64_t>(shape.lanes));
+    for (int64_t width = plan.width; width >= least && !fits(plan); width -= least)
+        if (shape.norm.channels % width == 0 && width * bytes_of(shape.norm.element) >= kNarrowest)
+            set_width(shape, plan, width);
+}
+
 bool as_block(const Shape& shape, Plan& plan) {
     plan.variant = Variant::kBlock;
-    narrow(shape, plan);
+    narrow(shape, plan, [](const Plan&) { return false; });  // as many blocks as there can be
     cut(shape, plan, 1);
     return hold(shape, plan);
 }
@@ -127,8 +140,9 @@ bool as_chip(const Shape& shape, Plan& plan) {
 bool as_phases(const Shape& shape, Plan& plan) {
     plan.variant = Variant::kPhases;
     if (!shape.chip.cooperative) return false;
-    const int64_t team = shape.bytes() / std::max<int64_t>(plan.teams, 1);
-    if (2 * team > shape.chip.l2 / 4 * 3) return false;
+    narrow(shape, plan, [&](const Plan& narrowed) { return phases_fit(shape, narrowed); });
+    if (!phases_fit(shape, plan)) return false;
+    const int64_t team = team_bytes(shape, plan);
     plan.per_phase = std::clamp<int64_t>(shape.chip.l2 / 4 / std::max<int64_t>(team, 1), 1, plan.teams);
     plan.per_phase = std::min(plan.per_phase, resident(shape.chip));
     cut(shape, plan, resident(shape.chip) / plan.per_phase);
