@@ -20,20 +20,23 @@ constexpr int kGradAffine = 7;
 // Every NaN as store_pair_fast wants it.
 FASTDIFF_INLINE float clean(double v) { return v == v ? static_cast<float>(v) : __builtin_nanf(""); }
 
-inline GradAffine grad_affine(const GroupNormGrad& args, int64_t sample, int64_t channel) {
+// What xhat is multiplied by on its way to z.
+FASTDIFF_INLINE float gain_of(const Small& small, int64_t row, int64_t channel) {
+    const float weight = small.weight ? small.weight[channel] : 1.0f;
+    return small.scale ? weight * (1.0f + small.scale[row]) : weight;
+}
+
+// row: sample*channels + channel; group: among those of all samples.
+FASTDIFF_INLINE GradAffine
+grad_affine(const GroupNormGrad& args, int64_t row, int64_t channel, int64_t group) {
     const Small& small = args.small;
-    const Sizes& s = args.sizes;
-    const int64_t row = sample * s.channels + channel, group = sample * s.groups + channel / s.per_group();
-    const float grown = small.scale ? 1.0f + small.scale[row] : 1.0f;
+    const float input = input_factor(args.activation), grown = small.scale ? 1.0f + small.scale[row] : 1.0f;
+    const float offset = grown * (small.bias ? small.bias[channel] : 0.0f);
     GradAffine a = {};
-    a.center = args.mean[group] - (small.add ? small.add[row] : 0.0f);
-    a.rstd = args.rstd[group];
-    const float input = input_factor(args.activation);
-    a.gain = input * grown * (small.weight ? small.weight[channel] : 1.0f);
-    a.offset =
-        input * (grown * (small.bias ? small.bias[channel] : 0.0f) + (small.shift ? small.shift[row] : 0.0f));
-    a.center = clean(a.center), a.rstd = clean(a.rstd);
-    a.gain = clean(a.gain), a.offset = clean(a.offset);
+    a.center = clean(args.mean[group] - (small.add ? small.add[row] : 0.0f));
+    a.rstd = clean(args.rstd[group]);
+    a.gain = clean(input * gain_of(small, row, channel));
+    a.offset = clean(input * (offset + (small.shift ? small.shift[row] : 0.0f)));
     return a;
 }
 
@@ -52,11 +55,11 @@ FASTDIFF_INLINE void settle_group(
     const GroupNormGrad& args, int64_t group, const SumsOf& sums_of, const Set& set) {
     const Sizes& s = args.sizes;
     const int64_t sample = group / s.groups, first = group % s.groups * s.per_group();
-    const double input = input_factor(args.activation);
+    const int64_t row = sample * s.channels + first;
     double plain = 0, along = 0;
     for (int64_t c = 0; c < s.per_group(); ++c) {
         const ChannelSums sums = sums_of(c);
-        const double gain = grad_affine(args, sample, first + c).gain / input;
+        const double gain = gain_of(args.small, row + c, first + c);
         plain += gain * sums.dz;
         along += gain * sums.product;
     }
@@ -64,8 +67,8 @@ FASTDIFF_INLINE void settle_group(
     const double back = rstd * plain / count, slope = rstd * along / count;
     for (int64_t c = 0; c < s.per_group(); ++c) {
         const ChannelSums sums = sums_of(c);
-        const double scale = rstd * grad_affine(args, sample, first + c).gain / input;
-        float* out = args.channel_sums + sample * s.channels + first + c;
+        const double scale = rstd * gain_of(args.small, row + c, first + c);
+        float* out = args.channel_sums + row + c;
         const int64_t step = s.batch * s.channels;
         out[0] = static_cast<float>(sums.dz);
         out[step] = static_cast<float>(sums.product);

@@ -15,11 +15,12 @@ template <class T>
 void set_affine(const GroupNormGrad& args, int64_t sample) {
     const Sizes& s = args.sizes;
     float* out = args.affine + sample * kGradAffine * s.padded;
-    for (int64_t c = 0; c < s.channels; ++c) {
-        const GradAffine a = grad_affine(args, sample, c);
-        float* to = out + place<T>(c);
-        to[0] = a.center, to[s.padded] = a.rstd, to[2 * s.padded] = a.gain, to[3 * s.padded] = a.offset;
-    }
+    for (int64_t group = 0, c = 0; group < s.groups; ++group)
+        for (const int64_t end = c + s.per_group(); c < end; ++c) {
+            const GradAffine a = grad_affine(args, sample * s.channels + c, c, sample * s.groups + group);
+            float* to = out + place<T>(c);
+            to[0] = a.center, to[s.padded] = a.rstd, to[2 * s.padded] = a.gain, to[3 * s.padded] = a.offset;
+        }
 }
 
 void start(const GroupNormGrad& args, int64_t begin, int64_t end) {
