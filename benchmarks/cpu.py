@@ -2,7 +2,8 @@
 
     python benchmarks/cpu.py [--only GROUP ...] [--seconds 4] [--compile] [--out FILE.json]
 
-step: solver_step_ against diffusers' DPMSolverMultistepScheduler.step(), for one step of 20 (order 2, data prediction).
+step: a prepared step, which is what fastdiff.sample takes, and the op solver_step_, against diffusers'
+    DPMSolverMultistepScheduler.step(), for one step of 20 (order 2, data prediction).
 loop: the same for the whole of fastdiff.sample() outside the model, which returns a tensor made before; against
     diffusers' steps alone, and against its set_timesteps() and steps, which do what sample() does.
 guided: a guided row, dynamic thresholding's quantile and guidance rescale's factor against the same in PyTorch.

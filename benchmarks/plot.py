@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 COLOURS = {"eager": "#8a8a8a", "torch.compile": "#1f77b4", "diffusers step()": "#c8452f"}
 OTHERS = ("#2a9d4a", "#7a4fa3", "#d19a2e", "#5aa0a0")
-COPY = "copy"
+NO_PEERS = ("copy", "solver_step_", "q_sample, seeds", "randn alone")
+"""Beside our function in the figures, but not what it replaces."""
 
 
 def groups(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -26,8 +27,8 @@ def groups(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
 
 
 def peers(result: dict[str, Any]) -> dict[str, float]:
-    """name -> times as long as ours; a copy is no peer."""
-    return {name: ratio for name, ratio in result["ratios_p50"].items() if not name.startswith(COPY)}
+    """name -> times as long as ours; copies and our other ways are none."""
+    return {name: ratio for name, ratio in result["ratios_p50"].items() if not name.startswith(NO_PEERS)}
 
 
 def label(result: dict[str, Any]) -> str:
