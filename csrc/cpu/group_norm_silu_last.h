@@ -73,7 +73,7 @@ FASTDIFF_INLINE void sum_rows(
     Floats one) {
     const int64_t padded = args.sizes.padded;
     const Pair point = load_pair(points);
-    GroupSums sums = {load_pair(columns), load_pair(columns + padded)};
+    GroupSums sums = {};  // not the columns: in a long chain of additions each would lose more
     for (int64_t r = 0; r < rows; ++r) {
         prefetch_pair(static_cast<const T*>(args.x) + at + (r + kRows) * args.sizes.channels);
         Pair d = taken<T, joined, P>(args, at + r * args.sizes.channels, n);
@@ -81,6 +81,7 @@ FASTDIFF_INLINE void sum_rows(
             for (int j = 0; j < 2; ++j) d.v[j] -= point.v[j];
         sums.add(d, one);
     }
+    sums.merge({load_pair(columns), load_pair(columns + padded)});
     store_pair(columns, sums.first);
     store_pair(columns + padded, sums.second);
 }

@@ -14,7 +14,7 @@ namespace FASTDIFF_LEVEL {
 // Deviations that the guess may be off, squared: the sums lose as many bits as this has, which 16-bit inputs
 // do not show.
 template <class T>
-constexpr double kOff = sizeof(T) == 2 ? 256 : 16;
+constexpr double kOff = sizeof(T) == 2 ? 256 : 2;
 
 // Elements [at, at + n) of x, plus the residual's where there is one, rounded and written to summed.
 template <class T, bool joined, class P>
