@@ -79,7 +79,9 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """values [B] or [1] shaped to broadcast over like [B, ...]."""
+    """values [B] or [1] shaped to broadcast over like [B, ...]; one on the CPU goes with a tensor anywhere."""
+    if values.device != like.device:
+        return values.reshape(())
     return values.reshape(-1, *(1,) * (like.dim() - 1))
 
 

@@ -77,10 +77,12 @@ def _checked(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Te
 
 
 def per_level(name: str, value: float | Tensor, x0: Tensor) -> Tensor:
-    """value as [1] or [B] in the compute dtype."""
+    """value as [1] or [B] in the compute dtype, on x0's device; but a number stays on the CPU where a GPU's kernel takes
+    it by value, since filling a tensor there would be one more launch."""
     dtype = reference.compute_dtype(x0.dtype)
     if not isinstance(value, Tensor):
-        return torch.full((1,), float(value), dtype=dtype, device=x0.device)
+        by_value = x0.is_cuda and not torch.compiler.is_compiling()
+        return torch.full((1,), float(value), dtype=dtype, device="cpu" if by_value else x0.device)
     if value.dim() == 0:
         value = value.reshape(1)
     elif x0.dim() and tuple(value.shape) != (1,):
