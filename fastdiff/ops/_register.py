@@ -7,11 +7,13 @@ anywhere.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
 
 from fastdiff import backend
@@ -49,8 +51,17 @@ def launcher(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
     function = "launch_" if name.endswith("_") else "launch"
 
     def launch(*args: Any) -> Any:
-        if "triton" in backend.KERNELS.get(op, ()) and backend.unavailable("triton") is None:
-            return getattr(importlib.import_module(f"fastdiff.kernels.{op}"), function)(*args)
-        return reference(*args)
+        first = next(arg for arg in args if isinstance(arg, Tensor))
+        kernel = _triton(op, function, first.device.type, first.dtype)
+        return (kernel or reference)(*args)
 
     return launch
+
+
+@functools.cache
+def _triton(op: str, function: str, device_type: str, dtype: torch.dtype) -> Callable[..., Any] | None:
+    """The launcher of the Triton kernel for such tensors, or None: an exported graph runs without it."""
+    if backend.refusal(op, "triton", device_type, dtype):
+        return None
+    found: Callable[..., Any] = getattr(importlib.import_module(f"fastdiff.kernels.{op}"), function)
+    return found

@@ -77,8 +77,8 @@ def _checked(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Te
 
 
 def per_level(name: str, value: float | Tensor, x0: Tensor) -> Tensor:
-    """value as [1] or [B] in the compute dtype, on x0's device; but a number stays on the CPU where a GPU's kernel takes
-    it by value, since filling a tensor there would be one more launch."""
+    """value as [1] or [B] in the compute dtype, on x0's device; but a number stays on the CPU where a GPU's kernel
+    takes it by value, since filling a tensor there would be one more launch."""
     dtype = reference.compute_dtype(x0.dtype)
     if not isinstance(value, Tensor):
         by_value = x0.is_cuda and not torch.compiler.is_compiling()
