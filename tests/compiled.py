@@ -19,7 +19,9 @@ def library() -> Path:
         pytest.skip("needs the CUDA toolkit: there is no nvcc")
     root, torch = _build.source_root(), _build.find_torch()
     assert root and torch
-    path = native.cache_folder() / _build.library_name("cuda", root, torch)  # minutes to compile: kept between runs
+    path = native.cache_folder() / _build.library_name(
+        "cuda", root, torch
+    )  # minutes to compile: kept between runs
     return path if path.exists() else _build.build("cuda", path.parent)
 
 
