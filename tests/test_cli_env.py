@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdiff import backend
+from fastdiff import backend, native
 from fastdiff.cli import env
 from fastdiff.models import checkpoint
 
@@ -103,3 +103,17 @@ def test_explain_with_a_backend_asked_for(fastdiff: Callable[..., tuple[int, str
 def test_explain_refuses_what_is_no_shape(shape: str, fastdiff: Callable[..., tuple[int, str, str]]) -> None:
     code, _, err = fastdiff("env", f"--explain={shape}")
     assert code == 1 and "write it as 2x320x64x64" in err and err.count("\n") == 1
+
+
+def test_explain_says_what_the_kernels_choose(
+    fastdiff: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend.unavailable("cpp"):
+        pytest.skip("no C++ kernels here")
+    native.set_isa("generic")
+    try:
+        out = fastdiff("env --explain 2x32x8x8 0x32x8x8 --device cpu")[1]
+    finally:
+        native.set_isa("")
+    assert out.count("instruction set generic") == len(backend.KERNELS) == out.count("nothing to do")
+    assert "from a generator torch.randn draws, since" in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import dataclass
 from typing import Any
 
 LAYOUTS = ("contiguous", "channels_last", "strided")
@@ -12,6 +13,26 @@ STATE = ("solver_step", "dynamic_bound")
 """Ops on the state, which stays float32 whatever the model's dtype."""
 NORMS = ("group_norm_silu", "group_norm_silu_backward")
 DRAWS = ("q_sample", "randn_like")
+
+
+VARIANTS = {
+    1: "variant A: a block a group, x read once",
+    2: "variant B: the tensor on the chip, x read once",
+    3: "variant C: two readings, the second from the L2 cache",
+    4: "variant D: two launches",
+}
+"""What fastdiff_group_norm_variant of the CUDA library answers (docs/cuda.md)."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The tensors that are asked about."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    layout: str
+    device: str
+    groups: int
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -72,8 +93,11 @@ def line(op: str, shape: tuple[int, ...], dtype: str, layout: str, device: str, 
         reasons = [backend.explain(op, device, seen)]
     except BackendError as error:
         return f"refused: {error}"
-    if not reasons[0].startswith("reference"):
+    name = reasons[0].split(":")[0]
+    if name != "reference":
         reasons += how(op, shape, layout)
+    if name != "reference" and 0 not in shape:
+        reasons += inside(op, name, Given(shape, seen, layout, device, groups))
     return "; ".join(reasons)
 
 
@@ -95,3 +119,38 @@ def how(op: str, shape: tuple[int, ...], layout: str) -> list[str]:
     if layout == "channels_last" and op in DRAWS:
         return ["drawn in contiguous order, as torch.randn does, then laid out"]
     return []
+
+
+def inside(op: str, name: str, given: Given) -> list[str]:
+    """What the backend itself chooses for such tensors."""
+    from fastdiff import native
+    from fastdiff.ops import _drawing
+
+    found = [f"instruction set {native.isa()}"] if name == "cpp" else []
+    if op in NORMS and name in ("cuda", "triton"):
+        found.append(norm_variant(op, name, given))
+    if op in DRAWS:
+        import torch
+
+        reason = _drawing.distrust(name, torch.device(given.device), given.dtype)
+        found += [f"from a generator torch.randn draws, since {reason}"] if reason else []
+    return found
+
+
+def norm_variant(op: str, name: str, given: Given) -> str:
+    """Which of its ways a norm's kernel takes, at 16-byte boundaries."""
+    batch, channels, pixels = *given.shape[:2], math.prod(given.shape[2:])
+    last, backward = given.layout == "channels_last", op.endswith("backward")
+    if name == "triton":
+        from fastdiff.kernels.group_norm_silu_plan import plan
+
+        whole = plan(batch, channels, pixels, given.groups, last, given.dtype.itemsize, backward).whole
+        return "a program a group, x read once" if whole else "streamed in waves, x read twice"
+    import ctypes
+
+    from fastdiff import native
+
+    ask = ctypes.CDLL(str(native.library("cuda"))).fastdiff_group_norm_variant
+    ask.argtypes = [ctypes.c_int, *[ctypes.c_int64] * 4, ctypes.c_bool, ctypes.c_int, ctypes.c_bool]
+    element = {"float32": 0, "float16": 1, "bfloat16": 2}[str(given.dtype).removeprefix("torch.")]
+    return VARIANTS[ask(0, batch, channels, given.groups, pixels, last, element, backward)]
