@@ -85,7 +85,7 @@ class Run:
             step = ops.solver_step(
                 x, output, self.table, index[i], uncond=uncond, anchor=anchor, history=history[:3],
                 noise=self._noise(i, x), bound=bound, gain=gain, **self._known(),
-                seeds=self.seeds if row.noise else None, input_dtype=self.setting.dtype, doubled=self.call.doubled,
+                seeds=self.seeds if row.noise and x.is_contiguous() else None, input_dtype=self.setting.dtype, doubled=self.call.doubled,
             )  # fmt: skip
             states.append(step.x)
             x_in = step.input
@@ -107,8 +107,10 @@ class Run:
         """What takes the steps on x, with the anchor and the history that the plan needs."""
         anchor = x.clone() if self.plan.needs_anchor else None
         history = _ring(x, self.plan.slots) if self.plan.slots else None
+        # A kernel draws in contiguous order; for another layout the source draws, and the step is given the noise.
+        seeds = self.seeds if x.is_contiguous() else None
         return ops.stepper(
-            x, self.table, anchor=anchor, history=history, **self._known(), seeds=self.seeds, input=x_in
+            x, self.table, anchor=anchor, history=history, **self._known(), seeds=seeds, input=x_in
         )
 
     def _known(self) -> dict[str, Tensor | None]:
@@ -120,8 +122,8 @@ class Run:
 
     def _noise(self, i: int, x: Tensor) -> Tensor | None:
         row = self.plan.rows[i]
-        if not row.noise or self.seeds is not None:
-            return None
+        if not row.noise or (self.seeds is not None and x.is_contiguous()):
+            return None  # nothing to add, or the step draws it
         return self.setting.source.step(x, row.span or (row.level, row.to), i).to(x.dtype)
 
     def _before_step(

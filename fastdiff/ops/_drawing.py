@@ -55,7 +55,7 @@ def draw(
 
 def kernel(op: str, like: Tensor, generator: torch.Generator) -> str | None:
     """The backend whose kernel of `op` draws noise like `like` from the generator, or None for torch.randn."""
-    if generator.device != like.device or like.numel() < (FEWEST if like.is_cpu else 1):
+    if not _at_home(generator, like) or like.numel() < (FEWEST if like.is_cpu else 1):
         return None
     if type(like) not in (Tensor, torch.nn.Parameter) or torch._C._are_functorch_transforms_active():
         return None
@@ -65,6 +65,13 @@ def kernel(op: str, like: Tensor, generator: torch.Generator) -> str | None:
     if name == "reference" or distrust(name, like.device, like.dtype):
         return None
     return name
+
+
+def _at_home(generator: torch.Generator, like: Tensor) -> bool:
+    """Whether the generator draws on like's device; "cuda" without an index, as most are made, means the current one."""
+    here, there = generator.device, like.device
+    index = torch.cuda.current_device() if here.type == "cuda" and here.index is None else here.index
+    return here.type == there.type and index == there.index
 
 
 def default_generator(device: torch.device) -> torch.Generator | None:
