@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff import ops
+from fastdiff import ops, reference
 from shapes import Shape
 from timing import Case, Timed, difference, draw
 
@@ -88,6 +88,32 @@ def gradients(norm: Callable[..., Tensor], image: Image, dtype: torch.dtype) -> 
         y = norm(inputs[0], GROUPS, *inputs[1:])
         cotangent = image.draw(3).to(dtype)
     return lambda: torch.autograd.grad(y, inputs, cotangent, retain_graph=True)
+
+
+def gradient_case(image: Image, name: str) -> Case:
+    """The kernels of the backward pass alone, on one backend, against those that eager PyTorch would launch."""
+    x, grad, weight, bias = image.draw(), image.draw(3), image.channels(1), image.channels(2)
+    packet = torch.ops.fastdiff.group_norm_silu_backward
+    op = packet.triton if name == "triton" else packet.default
+    statistics = [
+        t.float() for t in reference.group_statistics(x, GROUPS, 1e-5)
+    ]  # as the forward pass leaves them
+    batch, channels, pixels = *x.shape[:2], x[0, 0].numel()
+
+    def ours() -> Tensor:
+        return op(grad, x, GROUPS, weight, bias, *statistics, None, None, None, 1)[0]
+
+    def theirs() -> Tensor:
+        plain = x.contiguous()  # as F.group_norm has it on a GPU
+        y, mean, rstd = torch.native_group_norm(plain, weight, bias, batch, channels, pixels, GROUPS, 1e-5)
+        dz = torch.ops.aten.silu_backward(grad.contiguous(), y)
+        backward = torch.ops.aten.native_group_norm_backward
+        return backward(dz, plain, mean, rstd, weight, batch, channels, pixels, GROUPS, [True] * 3)[0]
+
+    exact = gradients(eager_norm, image, torch.float64)()[0]
+    functions = {"backward": Timed(ours), "eager, with its forward norm": Timed(theirs)}
+    error = difference(ours(), exact)
+    return Case(f"gradient {image}", functions, "backward", error, 5 * ALLOWED[image.dtype], 3 * image.nbytes)
 
 
 def add_noise_case(image: Image) -> Case:

@@ -50,8 +50,12 @@ def version(package: str) -> str:
 
 
 def commit() -> str:
-    """The commit the sources are at, marked if they differ from it; unknown outside a checkout."""
-    return _output("git", "-C", str(ROOT), "describe", "--always", "--dirty") or "unknown"
+    """The commit the sources are at, marked if they differ from it; outside a checkout what FASTDIFF_COMMIT says."""
+    return (
+        os.environ.get("FASTDIFF_COMMIT")
+        or _output("git", "-C", str(ROOT), "describe", "--always", "--dirty")
+        or "unknown"
+    )
 
 
 def driver() -> str:

@@ -126,5 +126,5 @@ def difference(a: Tensor, b: Tensor) -> float:
 def draw(
     shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: str = "cpu", *, seed: int = 0
 ) -> Tensor:
-    """Normal values, the same at each call."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+    """Normal values, the same at each call on one kind of device."""
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device).to(dtype)

@@ -26,8 +26,8 @@ def library() -> Path:
 
 
 @pytest.fixture(scope="module")
-def launch(library: Path) -> ctypes._CFuncPtr:
-    function = ctypes.CDLL(str(library)).emulated_add_noise
+def launch() -> ctypes._CFuncPtr:
+    function = ctypes.CDLL(str(emulated.kernels())).emulated_add_noise
     pointers, sizes, flags = [ctypes.c_void_p] * 5, [ctypes.c_int64] * 2, [ctypes.c_bool] * 2
     function.argtypes = [*pointers, *sizes, *flags, ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
     return function

@@ -14,7 +14,7 @@ BLOCK, BLOCKS = 96, 5
 
 @pytest.fixture(scope="module")
 def loaded() -> ctypes.CDLL:
-    return ctypes.CDLL(str(emulated.library()))
+    return ctypes.CDLL(str(emulated.kernels()))
 
 
 @pytest.fixture(params=[0, 1, 7])

@@ -190,7 +190,7 @@ A100 = (108, 163 * 1024, 40 << 20)
 
 @pytest.fixture
 def plan() -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(emulated.library()))
+    loaded = ctypes.CDLL(str(emulated.kernels()))
     yield loaded
     loaded.emulated_chip(4, 64 * 1024, 1 << 20)
     loaded.fastdiff_forget_devices()

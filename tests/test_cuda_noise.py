@@ -116,7 +116,7 @@ def pieces(
 
 @pytest.fixture(scope="module")
 def native() -> ctypes.CDLL:
-    return ctypes.CDLL(str(emulated.library()))
+    return ctypes.CDLL(str(emulated.kernels()))
 
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}

@@ -185,10 +185,14 @@ cudaError_t run_together(
 
 }  // namespace
 
+int64_t most_cooperative = INT64_MAX;
+
 cudaError_t run(const Shape& shape, const std::function<void()>& kernel) {
     if (shape.grid < 1 || shape.grid > INT32_MAX || shape.block < 1 || shape.block > 1024 ||
         shape.shared < 0 || shape.shared > kMostShared)
         return cudaErrorInvalidConfiguration;
+    if (shape.cooperative && shape.grid > most_cooperative)
+        return most_cooperative == 0 ? cudaErrorNotSupported : cudaErrorCooperativeLaunchTooLarge;
     const std::lock_guard<std::mutex> lock(one_launch);
     gridDim = dim3(static_cast<unsigned>(shape.grid));
     blockDim = dim3(static_cast<unsigned>(shape.block));
@@ -237,3 +241,9 @@ const uint64_t* exchange(unsigned mask, uint64_t value) {
 // 0: threads and blocks from the first to the last; 1: from the last to the first; more: the seed of a
 // shuffle.
 extern "C" __attribute__((visibility("default"))) void emulated_order(int order) { emulation::order = order; }
+
+// Cooperative launches of more blocks are refused, as on a shared GPU; with 0 the device says that it has
+// none.
+extern "C" __attribute__((visibility("default"))) void emulated_cooperative(int64_t most) {
+    emulation::most_cooperative = most;
+}

@@ -33,6 +33,8 @@ struct Shape {
 // threads wait for ever, cudaErrorIllegalAddress where a block wrote beyond its dynamic shared memory.
 cudaError_t run(const Shape& shape, const std::function<void()>& kernel);
 
+extern int64_t most_cooperative;  // blocks of a cooperative launch; 0: there are no such launches
+
 void sync_block();
 void sync_grid();
 void pass();  // lets the others run: for loops that wait for memory to change

@@ -1,5 +1,5 @@
-// One of csrc/cuda's registration files as it stands, but onto the CPU key, since CPU tensors are all there
-// is.
+// One of csrc/cuda's registration files as it stands, but onto another key: CPU, since CPU tensors are all
+// there is, or one that no tensor has.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -7,5 +7,5 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#define CUDA CPU
+#define CUDA REGISTRATION_KEY
 #include REGISTRATION

@@ -2,6 +2,10 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+namespace emulation {
+extern int64_t most_cooperative;  // of emulation.cpp
+}
+
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
@@ -47,7 +51,7 @@ EXPORT cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int)
             *value = chip_l2;
             break;
         case cudaDevAttrCooperativeLaunch:
-            *value = 1;
+            *value = emulation::most_cooperative > 0;
             break;
         default:  // shared memory
             *value = chip_shared;
