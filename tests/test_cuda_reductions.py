@@ -105,6 +105,36 @@ def test_device_specials_stay_in_their_sample(shape: tuple[int, ...], library: A
 
 
 @emulated_run.needs_the_run
+@pytest.mark.parametrize("most", [0, 1], ids=["no_such_launch", "too_large"])
+def test_device_bound_where_blocks_cannot_wait_for_each_other(most: int, library: Any) -> None:
+    """As on a GPU that others share: one block a sample does it, with the same bits."""
+    x, output, _ = draw((2, 17_001))
+    arguments = (x, output, make_table(p=1.7, q=-0.8), INDEX, None, None, 0.9, torch.inf)
+    expected = library.dynamic_bound.default(*arguments)
+    emulated_cooperative = ctypes.CDLL(str(emulated_run.LIBRARY)).emulated_cooperative
+    emulated_cooperative(ctypes.c_int64(most))
+    try:
+        assert torch.equal(library.dynamic_bound.default(*arguments), expected)
+    finally:
+        emulated_cooperative(ctypes.c_int64(2**62))
+
+
+@emulated_run.needs_the_run
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 17_001)], ids=str)
+def test_device_gain_of_no_term_is_not_used(shape: tuple[int, ...], library: Any) -> None:
+    """NaN and infinity times a weight of 0 would be NaN; a weight that is not 0 has them."""
+    x, output, uncond = draw(shape)
+    gain = torch.tensor([torch.nan, torch.inf])
+    alone = library.dynamic_bound.default(x, output, make_table(p=2.0), INDEX, None, gain, 0.5, torch.inf)
+    assert torch.equal(
+        alone, reference.dynamic_bound(x, output, make_table(p=2.0), INDEX, None, gain, 0.5, torch.inf)
+    )
+    for table in (make_table(q=1.0, g=0.0, g_uncond=2.0), make_table(q=1.0, g=2.0)):
+        guided = library.dynamic_bound.default(x, output, table, INDEX, uncond, gain, 0.5, torch.inf)
+        assert guided[0].isnan() and guided[1] == torch.inf
+
+
+@emulated_run.needs_the_run
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1), (3, 4, 8, 8), (2, 70_000), (1, 65_541)], ids=str)
 def test_device_rescale(shape: tuple[int, ...], dtype: torch.dtype, library: Any) -> None:

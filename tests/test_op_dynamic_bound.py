@@ -112,6 +112,10 @@ def test_what_has_no_weight_is_not_read(everywhere):
     assert torch.equal(of(x, 0.5), torch.full((2,), 4.0))
     assert torch.equal(ops.dynamic_bound(x, nan, make_table(p=1.0), INDEX), torch.full((2,), 4.0))
     assert torch.equal(ops.dynamic_bound(nan, x, make_table(q=0.5), INDEX, uncond=nan), torch.full((2,), 2.0))
+    gain = torch.tensor([torch.nan, torch.inf])  # of a branch that has no weight, or of none
+    assert torch.equal(ops.dynamic_bound(x, nan, make_table(p=1.0), INDEX, gain=gain), torch.full((2,), 4.0))
+    one = ops.dynamic_bound(nan, nan, make_table(q=0.5, g=0.0, g_uncond=1.0), INDEX, uncond=x, gain=gain)
+    assert one[0].isnan() and one[1] == torch.inf
 
 
 def test_gradients_in_every_precision(generator):

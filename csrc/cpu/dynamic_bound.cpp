@@ -91,7 +91,8 @@ Mixture of_sample(Mixture m, const float* gain, int64_t sample, int64_t n) {
     if (m.x) m.x += sample * n;
     if (m.output) m.output = static_cast<const char*>(m.output) + offset;
     if (m.uncond) m.uncond = static_cast<const char*>(m.uncond) + offset;
-    if (gain) m.g *= gain[sample], m.g_uncond *= gain[sample];
+    if (gain && m.g != 0) m.g *= gain[sample];  // a weight of 0 stays 0, whatever the gain is
+    if (gain && m.g_uncond != 0) m.g_uncond *= gain[sample];
     return m;
 }
 

@@ -35,6 +35,9 @@ struct Part {
     uint32_t* scratch;
 };
 
+// A weight of 0 stays 0, whatever the gain is: its term is not there.
+__device__ __forceinline__ float gained(float weight, float gain) { return weight != 0 ? weight * gain : 0; }
+
 template <int V>
 __device__ __forceinline__ void magnitudes(
     const DynamicBound& d, const GuidedWeights& w, int64_t at, float gain, uint32_t (&bits)[V]) {
@@ -43,8 +46,8 @@ __device__ __forceinline__ void magnitudes(
     const Raw<V> output = w.g != 0 ? load_raw<V>(d.output, d.type, at) : Raw<V>{};
     const Raw<V> uncond = w.g_uncond != 0 ? load_raw<V>(d.uncond, d.type, at) : Raw<V>{};
     add(data, w.p, x);
-    add(data, w.g * gain, widen(output, d.type));
-    add(data, w.g_uncond * gain, widen(uncond, d.type));
+    add(data, gained(w.g, gain), widen(output, d.type));
+    add(data, gained(w.g_uncond, gain), widen(uncond, d.type));
 #pragma unroll
     for (int i = 0; i < V; ++i) bits[i] = __float_as_uint(data.lane[i]) & 0x7FFFFFFFu;
 }

@@ -2,6 +2,7 @@
 // launch.
 #include <array>
 #include <atomic>
+#include <mutex>
 
 #include "group_norm_silu.h"
 #include "tensors.h"
@@ -13,32 +14,30 @@ constexpr int kMostDevices = 64;
 std::atomic<int> forced{0};
 std::array<std::atomic<bool>, kMostDevices> known{};
 std::array<Chip, kMostDevices> chips;
-
-int attribute(cudaDeviceAttr which, int device) {
-    int value = 0;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
-    return value;
-}
+std::mutex asking;
 
 Chip ask_chip(int device) {
     Chip chip = {};
-    chip.architecture = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
-                        attribute(cudaDevAttrComputeCapabilityMinor, device);
-    chip.sms = attribute(cudaDevAttrMultiProcessorCount, device);
-    chip.shared_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    chip.shared_sm = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-    chip.l2 = attribute(cudaDevAttrL2CacheSize, device);
-    chip.cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;
+    chip.architecture = 10 * device_attribute(cudaDevAttrComputeCapabilityMajor, device) +
+                        device_attribute(cudaDevAttrComputeCapabilityMinor, device);
+    chip.sms = device_attribute(cudaDevAttrMultiProcessorCount, device);
+    chip.shared_block = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    chip.shared_sm = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+    chip.l2 = device_attribute(cudaDevAttrL2CacheSize, device);
+    chip.cooperative = device_attribute(cudaDevAttrCooperativeLaunch, device) != 0;
     return chip;
 }
 
-// Asked once a device; two threads that ask at once write the same.
+// Asked once a device, by one thread at a time.
 Chip chip_of(int device) {
     const int index = device < 0 ? 0 : device;
     if (index >= kMostDevices) return ask_chip(index);
     if (!known[index].load(std::memory_order_acquire)) {
-        chips[index] = ask_chip(index);
-        known[index].store(true, std::memory_order_release);
+        const std::lock_guard<std::mutex> lock(asking);
+        if (!known[index].load(std::memory_order_relaxed)) {
+            chips[index] = ask_chip(index);
+            known[index].store(true, std::memory_order_release);
+        }
     }
     return chips[index];
 }
@@ -109,11 +108,10 @@ void run(
         Tensor workspace =
             torch::stable::new_empty(x, std::vector<int64_t>{plan.workspace}, ScalarType::Byte);
         const cudaError_t error = launch(args, plan, workspace.mutable_data_ptr(), stream);
-        if (again || error != cudaErrorCooperativeLaunchTooLarge) {
+        if (again || !cooperation_refused(error)) {
             STD_CUDA_CHECK(error);
             return;
         }
-        cudaGetLastError();  // so that nobody else is told of it
         wanted = Variant::kLaunches;
     }
 }

@@ -9,6 +9,23 @@
 namespace fastdiff::cuda {
 namespace {
 
+// Blocks that share a sample must all be on the GPU at once. Where that is refused, one block a sample does
+// the work.
+void launch(DynamicBound& d, const Tensor& x, int32_t device) {
+    d.blocks = device_attribute(cudaDevAttrCooperativeLaunch, device) == 0
+                   ? 1
+                   : dynamic_bound_blocks(d.batch, d.sample, multiprocessors(device));
+    const int64_t words = d.blocks == 1 ? 0 : d.batch * dynamic_bound_scratch;
+    Tensor scratch = torch::stable::new_empty(x, std::vector<int64_t>{words}, ScalarType::Int);
+    d.scratch = static_cast<uint32_t*>(scratch.mutable_data_ptr());
+    cudaError_t error = dynamic_bound(d, current_stream(device));
+    if (d.blocks > 1 && cooperation_refused(error)) {
+        d.blocks = 1;
+        error = dynamic_bound(d, current_stream(device));
+    }
+    STD_CUDA_CHECK(error);
+}
+
 Tensor dynamic_bound_cuda(
     const Tensor& x, const Tensor& output, const Tensor& table, const Tensor& index, const Maybe& uncond,
     const Maybe& gain, double quantile, double most) {
@@ -35,11 +52,7 @@ Tensor dynamic_bound_cuda(
     d.fraction = static_cast<float>(place - std::floor(place));
     d.most = static_cast<float>(most);
     d.bound = static_cast<float*>(bound.mutable_data_ptr());
-    d.blocks = dynamic_bound_blocks(d.batch, d.sample, multiprocessors(device));
-    const int64_t words = d.blocks == 1 ? 0 : d.batch * dynamic_bound_scratch;
-    Tensor scratch = torch::stable::new_empty(x, std::vector<int64_t>{words}, ScalarType::Int);
-    d.scratch = static_cast<uint32_t*>(scratch.mutable_data_ptr());
-    STD_CUDA_CHECK(dynamic_bound(d, current_stream(device)));
+    launch(d, x, device);
     return bound;
 }
 

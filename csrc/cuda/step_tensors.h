@@ -71,9 +71,7 @@ inline Branches branches(const Tensor& output, const Maybe& uncond, const Tensor
 }
 
 inline int multiprocessors(int32_t device) {
-    int count = 0;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-    return count;
+    return device_attribute(cudaDevAttrMultiProcessorCount, device);
 }
 
 }  // namespace fastdiff::cuda

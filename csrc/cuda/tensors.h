@@ -35,6 +35,20 @@ inline Element element_of(ScalarType type) {
 }
 inline Element element_of(const Tensor& tensor) { return element_of(tensor.scalar_type()); }
 
+inline int device_attribute(cudaDeviceAttr which, int32_t device) {
+    int value = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
+    return value;
+}
+
+// Whether a launch failed only because its blocks could not wait for each other, on a card that is shared
+// (MPS, green contexts) or cannot do that at all; then nobody else is told of it.
+inline bool cooperation_refused(cudaError_t error) {
+    if (error != cudaErrorCooperativeLaunchTooLarge && error != cudaErrorNotSupported) return false;
+    cudaGetLastError();
+    return true;
+}
+
 inline bool same_device(const Tensor& a, const Tensor& b) {
     return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
 }
