@@ -30,7 +30,7 @@ from fastdiff.kernels.group_norm_silu_tiles import (
 )
 from fastdiff.kernels.launch import Launcher
 
-SIZES = ["channels", "pixels", "groups", "slabs", "units", "wave", "waves", "tiles", "across"]
+SIZES = ["channels", "pixels", "groups", "slabs", "units", "wave", "waves", "ahead", "tiles", "across"]
 
 
 @triton.jit
@@ -210,6 +210,7 @@ def streamed_kernel(
     units,
     wave,  # units of a wave
     waves,
+    ahead,  # whether a wave is collected before the one before it is finished
     tiles,  # of a unit
     across,  # tiles along the pixels
     eps,
@@ -225,7 +226,8 @@ def streamed_kernel(
     BK: tl.constexpr,  # tiles combined at a time
 ):
     WIDTH: tl.constexpr = CG * GROUPS
-    unit, tile, collects = role(tl.atomic_add(counters_ptr, 1, sem="relaxed"), wave, waves, tiles, LAST)
+    ticket = tl.atomic_add(counters_ptr, 1, sem="relaxed")
+    unit, tile, collects = role(ticket, wave, waves, ahead, tiles, LAST)
     if unit < units:
         start = (tile % across).to(tl.int64) * BP
         sample, local, channel, base, at, known, inside = place(
@@ -319,7 +321,7 @@ def run(plan: Plan, tensors: tuple[Tensor | None, ...], eps: float, activation: 
         constants = (*plan.shape, plan.tail, plan.bp, plan.last, plan.align, plan.wide, activation)
         WHOLE(plan.programs, tensors, (*plan.sizes, eps), constants, num_warps=plan.warps)
         return
-    partial = torch.empty(plan.units * plan.schedule[3] * 3 * plan.bg, dtype=torch.float32, device=x.device)
+    partial = torch.empty(plan.units * plan.schedule[4] * 3 * plan.bg, dtype=torch.float32, device=x.device)
     counters = torch.zeros(1 + plan.units, dtype=torch.int32, device=x.device)
     constants = (*plan.shape, plan.bp, plan.last, plan.align, plan.wide, activation, plan.bk)
     scalars = (*plan.sizes, *plan.schedule, eps)

@@ -31,7 +31,8 @@ from fastdiff.kernels.group_norm_silu_tiles import (
 )
 from fastdiff.kernels.launch import Launcher
 
-SIZES = ["samples", "channels", "pixels", "groups", "slabs", "units", "wave", "waves", "tiles", "across"]
+SIZES = ["samples", "channels", "pixels", "groups", "slabs"]
+SIZES += ["units", "wave", "waves", "ahead", "tiles", "across"]
 
 
 @triton.jit
@@ -267,6 +268,7 @@ def streamed_kernel(
     units,
     wave,
     waves,
+    ahead,
     tiles,
     across,
     CG: tl.constexpr,
@@ -281,7 +283,8 @@ def streamed_kernel(
     BK: tl.constexpr,
 ):
     WIDTH: tl.constexpr = CG * GROUPS
-    unit, tile, collects = role(tl.atomic_add(counters_ptr, 1, sem="relaxed"), wave, waves, tiles, LAST)
+    ticket = tl.atomic_add(counters_ptr, 1, sem="relaxed")
+    unit, tile, collects = role(ticket, wave, waves, ahead, tiles, LAST)
     if unit < units:
         start = (tile % across).to(tl.int64) * BP
         sample, local, channel, base, at, known, inside = place(
@@ -352,7 +355,7 @@ def launch(
         constants = (*plan.shape, plan.tail, plan.bp, plan.last, plan.align, plan.wide, activation)
         WHOLE(plan.programs, tensors, sizes, constants, num_warps=plan.warps)
         return dx, sums
-    floats = plan.units * plan.schedule[3] * 3 * plan.shape[3]
+    floats = plan.units * plan.schedule[4] * 3 * plan.shape[3]
     partial = torch.empty(floats, dtype=torch.float32, device=x.device)
     means = torch.empty(plan.units * 2 * plan.bg, dtype=torch.float32, device=x.device)
     counters = torch.zeros(1 + plan.units, dtype=torch.int32, device=x.device)

@@ -21,6 +21,10 @@ TILE = {False: 8192, True: 4096}
 WAVE_BYTES = 12 << 20
 """What is collected before it is read again. Two waves and what is written between them share the L2 cache (50 MB)."""
 
+LONE_BYTES = 36 << 20
+"""A unit larger than a wave, and up to this with all that is read of it, is finished before the next is collected: one
+may stay in the L2 cache where two cannot."""
+
 PROGRAMS = 264
 """Enough for every multiprocessor of an H100 twice: small groups share a program only above that."""
 
@@ -54,7 +58,7 @@ class Plan(NamedTuple):
     warps: int
     sizes: tuple[int, int, int, int]  # channels, pixels, groups, slabs
     units: int
-    schedule: tuple[int, int, int, int, int]  # units, wave, waves, tiles, across
+    schedule: tuple[int, int, int, int, int, int]  # units, wave, waves, ahead, tiles, across
     programs: int
     bg: int
     bk: int
@@ -76,19 +80,27 @@ def plan(
     cg = channels // groups
     chosen = MEASURED.get((backward, last, cg, pixels, itemsize))
     chosen = chosen or tiling(batch, cg, pixels, groups, last, itemsize, backward)
-    return laid_out(chosen, batch, channels, pixels, groups, last, itemsize)
+    return laid_out(chosen, batch, channels, pixels, groups, last, itemsize, backward)
 
 
 def laid_out(
-    chosen: Tiling, batch: int, channels: int, pixels: int, groups: int, last: bool, itemsize: int
+    chosen: Tiling,
+    batch: int,
+    channels: int,
+    pixels: int,
+    groups: int,
+    last: bool,
+    itemsize: int,
+    backward: bool,
 ) -> Plan:
     """The plan of a tiling."""
     width, slabs = chosen.groups * (channels // groups), -(-groups // chosen.groups)
     units, bg = batch * slabs, power(chosen.groups)
     across = -(-pixels // chosen.bp)
     tiles = across * -(-width // chosen.bc)
-    fit = max(1, WAVE_BYTES // (width * pixels * itemsize))
-    waves = -(-units // fit)
+    unit = width * pixels * itemsize
+    lone = unit > WAVE_BYTES and (1 + backward) * unit <= LONE_BYTES
+    waves = -(-units // max(1, WAVE_BYTES // unit))
     wave = -(-units // waves)
     reach = (chosen.bp + 1) * channels if last else (max(chosen.bc, chosen.tail) + 1) * pixels
     return Plan(
@@ -102,7 +114,7 @@ def laid_out(
         warps=chosen.warps,
         sizes=(channels, pixels, groups, slabs),
         units=units,
-        schedule=(units, wave, waves, tiles, across),
+        schedule=(units, wave, waves, int(not lone), tiles, across),
         programs=units if chosen.whole else 2 * waves * wave * tiles,
         bg=bg,
         bk=max(1, min(power(tiles), 512 // bg)),

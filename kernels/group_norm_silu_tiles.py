@@ -155,17 +155,20 @@ def slope(z, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def role(ticket, wave, waves, tiles, LAST: tl.constexpr):
+def role(ticket, wave, waves, ahead, tiles, LAST: tl.constexpr):
     """What the program that drew `ticket` does: (unit, tile, whether it collects or finishes).
 
-    Units go in waves that fit the L2 cache together. Wave w+1 is collected before wave w is finished, so that whoever
-    finishes hardly ever waits, and only for programs with smaller tickets, which run already: no deadlock.
+    Units go in waves that fit the L2 cache together. With `ahead`, wave w+1 is collected before wave w is finished, so
+    that whoever finishes hardly ever waits; without, a wave is finished before the next is collected. Either way who
+    finishes waits only for programs with smaller tickets, which run already: no deadlock.
     """
     span = wave * tiles
     block, at = ticket // span, ticket % span
     final = 2 * waves - 1
-    collects = (block == 0) | ((block % 2 == 1) & (block < final))
-    which = tl.where(collects, (block + 1) // 2, tl.where(block == final, waves - 1, block // 2 - 1))
+    early = (block == 0) | ((block % 2 == 1) & (block < final))
+    collects = tl.where(ahead != 0, early, block % 2 == 0)
+    which = tl.where(early, (block + 1) // 2, tl.where(block == final, waves - 1, block // 2 - 1))
+    which = tl.where(ahead != 0, which, block // 2)
     if LAST:  # neighbouring programs share rows of pixels
         unit, tile = at % wave, at // wave
     else:

@@ -144,6 +144,40 @@ for layout in ("contiguous", "channels_last"):
                 assert torch.equal(a, b), (layout, wanted)
 """
 
+ONE_TEAM_IN_L2 = """
+# so small that a team fits and the next one does not: each phase is applied before the next is gathered
+loaded.fastdiff_force_variant(C)
+for layout, gradient, kib in (
+    ("contiguous", False, 48), ("contiguous", True, 96), ("channels_last", False, 96), ("channels_last", True, 192)
+):
+    loaded.emulated_chip(4, 64 * 1024, kib << 10)
+    loaded.fastdiff_forget_devices()
+    shape, groups = (3, 16, 40, 24), 2
+    assert variant(shape, groups, layout, torch.float32, gradient) == C, (layout, gradient)
+    given, grad = draw(shape, groups, torch.float32, layout=layout)
+    check(given, grad)
+    results = []
+    for which in (0, 1, 2):
+        with order(loaded, which):
+            results.append(run(given, grad))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other)), (layout, gradient)
+loaded.emulated_chip(4, 64 * 1024, 1 << 20)
+loaded.fastdiff_forget_devices()
+"""
+
+SHARED_CHIP = """
+# where blocks cannot wait for each other, two launches do the work
+for most in (0, 1):
+    loaded.emulated_cooperative(ctypes.c_int64(most))
+    loaded.fastdiff_forget_devices()
+    for layout, wanted in (("contiguous", B), ("channels_last", C)):
+        loaded.fastdiff_force_variant(wanted)
+        check(*draw((2, 16, 12, 14), 4, torch.float32, layout=layout))
+loaded.emulated_cooperative(ctypes.c_int64(2**62))
+loaded.fastdiff_forget_devices()
+"""
+
 REFUSED = """
 loaded.fastdiff_force_variant(0)
 x, vector, matrix = torch.ones(2, 4, 3, 3), torch.ones(4), torch.ones(2, 4)
@@ -177,7 +211,9 @@ def test_emulated() -> None:
         "FASTDIFF_BACKEND": "reference",
         "FASTDIFF_BUILD": "0",
     }
-    script = PREAMBLE + EVERY_VARIANT + EVERY_OPTION + NUMERICS + REPEATS + REFUSED
+    script = (
+        PREAMBLE + EVERY_VARIANT + EVERY_OPTION + NUMERICS + REPEATS + ONE_TEAM_IN_L2 + SHARED_CHIP + REFUSED
+    )
     command = [sys.executable, "-W", "ignore", "-c", script, str(emulated.library())]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -225,7 +261,11 @@ def test_variants_of_real_shapes(plan: ctypes.CDLL, last: bool) -> None:
     assert chosen(plan, H100, (1, 512, 128 * 128), last) == "B"
     assert chosen(plan, H100, (1, 256, 512 * 512)) == "C"
     assert chosen(plan, H100, (1, 256, 1024 * 1024)) == "C"
-    assert chosen(plan, H100, (1, 512, 16 * 180 * 320), last=True) == "D"
+    for chip in (H100, A100):  # 29.5 MB a group: L2 has room for one, not for two
+        assert chosen(plan, chip, (1, 512, 16 * 180 * 320)) == "C"
+        assert chosen(plan, chip, (1, 512, 16 * 180 * 320), grad=True) == "D"
+        assert chosen(plan, chip, (1, 512, 16 * 180 * 320), last=True) == "D"
+    assert chosen(plan, H100, (1, 512, 16 * 256 * 320)) == "D"
 
 
 def test_a_variant_can_be_forced(plan: ctypes.CDLL) -> None:

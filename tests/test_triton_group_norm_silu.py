@@ -103,6 +103,23 @@ def test_device_groups_that_share_a_program(layout: str, monkeypatch: pytest.Mon
     plan.plan.cache_clear()
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_device_units_finished_one_after_the_other(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Larger than a wave: no other is collected before one is finished."""
+    monkeypatch.setattr(plan, "WHOLE", dict.fromkeys(plan.WHOLE, 0))
+    monkeypatch.setattr(plan, "TILE", dict.fromkeys(plan.TILE, 128))
+    monkeypatch.setattr(plan, "WAVE_BYTES", 600)
+    plan.plan.cache_clear()
+    given = draw((2, 10, 7, 5), 2, torch.float32, layout=layout, options="all")
+    for backward in (False, True):
+        _, wave, waves, ahead, *_ = plan.plan_for(given.x, 2, backward=backward).schedule
+        assert (wave, ahead) == (1, 0) and waves >= 2
+    check(given)
+    check_gradients(given)
+    plan.plan.cache_clear()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("means", [(1000.0,) * 4, (0.0, 1e4, -1e4, 0.0), (1e4, 0.0, 0.0, 0.0)], ids=str)
 def test_device_far_from_zero(means: tuple[float, ...], layout: str, how: str) -> None:
@@ -194,7 +211,7 @@ def test_plans_cover_every_element(last: bool, backward: bool) -> None:
         for itemsize in (2, 4):
             made = plan.plan(2, channels, pixels, groups, last and pixels > 1, itemsize, backward)
             cg, shared, bg, bc = made.shape
-            units, wave, waves, tiles, across = made.schedule
+            units, wave, waves, _, tiles, across = made.schedule
             assert shared <= bg < 2 * shared and units == 2 * -(-groups // shared) and wave * waves >= units
             width = cg * shared
             if made.whole:
@@ -203,6 +220,18 @@ def test_plans_cover_every_element(last: bool, backward: bool) -> None:
             else:
                 assert bc * made.bp == plan.TILE[backward]
                 assert across * made.bp >= pixels and tiles // across * bc >= width
+
+
+def test_a_large_unit_is_finished_before_the_next_is_collected() -> None:
+    """16x180x320 pixels of 16 channels, 29.5 MB: two would not stay in L2. Nor would one with its gradient."""
+    for backward, pixels, ahead in (
+        (False, 16 * 180 * 320, 0),
+        (True, 16 * 180 * 320, 1),
+        (False, 512**2, 1),
+        (False, 1536**2, 1),
+    ):
+        made = plan.plan(1, 512, pixels, 32, False, 2, backward)
+        assert not made.whole and made.schedule[3] == ahead, (backward, pixels)
 
 
 @needs_compiler

@@ -215,27 +215,29 @@ __device__ inline void wait_for(const unsigned* counter, unsigned blocks) {
 
 enum class Step { kFirst, kSecond, kBoth };  // of kLaunches; both: a cooperative launch
 
-// The phases of a stream: the statistics of the next phase are under way while a phase waits for its barrier.
+// The phases of a stream. Ahead: the statistics of the next phase are under way while a phase waits for its
+// barrier; else each phase is gathered, waited for and applied before the next is touched.
 template <typename Gather, typename Apply>
 __device__ __forceinline__ void in_phases(
     const Plan& plan, unsigned* counters, Step step, Gather gather, Apply apply) {
     const bool together = step == Step::kBoth;
     const int phases = static_cast<int>(plan.phases), teams = static_cast<int>(plan.teams);
-    const int each = static_cast<int>(plan.per_phase);
+    const int each = static_cast<int>(plan.per_phase), lead = plan.ahead ? 1 : 0;
     int next = static_cast<int>(blockIdx.x / static_cast<unsigned>(plan.slabs));  // the team to gather
-    for (int phase = -1; phase < phases; ++phase, next += each) {
-        if (step != Step::kSecond && phase + 1 < phases) {
+    for (int phase = 0; phase < phases + lead; ++phase, next += each) {
+        if (step != Step::kSecond && phase < phases) {
             if (next < teams) gather(next);
-            if (together && phase >= 0) arrive(counters + phase + 1);
+            if (together && phase > 0) arrive(counters + phase);
         }
-        if (together && phase < 0) {
+        if (together && phase == 0) {
             if (blockIdx.x == 0)
                 for (int p = threadIdx.x; p < phases; p += blockDim.x) counters[p] = 0;
             FASTDIFF_GRID_SYNC();
         }
-        if (step != Step::kFirst && phase >= 0) {
-            if (together && phase > 0) wait_for(counters + phase, gridDim.x);
-            if (next - each < teams) apply(next - each);
+        const int ready = phase - lead, team = next - lead * each;
+        if (step != Step::kFirst && ready >= 0) {
+            if (together && ready > 0) wait_for(counters + ready, gridDim.x);
+            if (team < teams) apply(team);
         }
     }
 }

@@ -8,7 +8,8 @@
 //
 //   kBlock     (A)  one block a team, which holds its slab in registers and shared memory
 //   kChip      (B)  all teams at once, every block holding its slab; one barrier over the grid
-//   kPhases    (C)  a few teams at a time; x is read twice, the second time from L2, one barrier a phase
+//   kPhases    (C)  a few teams at a time; x is read twice, the second time from L2; one barrier a phase,
+//                   hidden behind the next phase's reading where L2 has room for both
 //   kLaunches  (D)  the first launch makes the partial statistics (and adds the residual on the way), the
 //   second
 //                   applies them; the only one that needs neither room on the chip nor a cooperative launch
@@ -73,6 +74,7 @@ struct Plan {
     Variant variant;
     Path path;
     bool edges;         // rows start or end off 16-byte boundaries
+    bool ahead;         // kPhases: a phase is gathered before the one before it is applied
     int64_t width;      // channels of a range (columns)
     int64_t teams;      // how many there are
     int64_t per_phase;  // how many at a time

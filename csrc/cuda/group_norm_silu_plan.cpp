@@ -107,9 +107,9 @@ int64_t team_bytes(const Shape& shape, const Plan& plan) {
     return shape.bytes() / std::max<int64_t>(plan.teams, 1);
 }
 
-// Two phases, of one team each, must leave a quarter of L2 for what is written.
-bool phases_fit(const Shape& shape, const Plan& plan) {
-    return 2 * team_bytes(shape, plan) <= shape.chip.l2 / 4 * 3;
+// Whether so many phases, of one team each, leave a quarter of L2 for what is written.
+bool phases_fit(const Shape& shape, const Plan& plan, int phases) {
+    return phases * team_bytes(shape, plan) <= shape.chip.l2 / 4 * 3;
 }
 
 // The widest range of channels that `fits`, else the narrowest that still reads whole sectors.
@@ -136,12 +136,14 @@ bool as_chip(const Shape& shape, Plan& plan) {
     return hold(shape, plan);
 }
 
-// As many teams at a time as leave room in L2 for the next phase too.
+// As many teams at a time as leave room in L2 for the next phase too; where a team fits and the next does
+// not, one after the other.
 bool as_phases(const Shape& shape, Plan& plan) {
     plan.variant = Variant::kPhases;
     if (!shape.chip.cooperative) return false;
-    narrow(shape, plan, [&](const Plan& narrowed) { return phases_fit(shape, narrowed); });
-    if (!phases_fit(shape, plan)) return false;
+    narrow(shape, plan, [&](const Plan& narrowed) { return phases_fit(shape, narrowed, 2); });
+    if (!phases_fit(shape, plan, 1)) return false;
+    plan.ahead = phases_fit(shape, plan, 2);
     const int64_t team = team_bytes(shape, plan);
     plan.per_phase = std::clamp<int64_t>(shape.chip.l2 / 4 / std::max<int64_t>(team, 1), 1, plan.teams);
     plan.per_phase = std::min(plan.per_phase, resident(shape.chip));
