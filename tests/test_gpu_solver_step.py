@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from conftest import HALF_AND_SINGLE, assert_accurate
-from fastdiff import backend, counter, ops, reference
+from fastdiff import CounterNoise, backend, counter, ops, reference, sample, schedules
 from solver_step_cases import FULL, Case, arguments, every_option, make_table, seeds, vectors
 
 pytestmark = [
@@ -115,6 +115,30 @@ def test_nothing_waits_for_the_gpu(index: Tensor, generator: torch.Generator) ->
         once()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_channels_last_loop_does_not_wait_either() -> None:
+    """There the counter's noise is drawn before the step, not in it."""
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        return (0.1 * x).to(memory_format=torch.channels_last)
+
+    noise, schedule = CounterNoise([5, 7]), schedules.karras(0.03, 14.6)
+
+    def once() -> Tensor:
+        return sample(
+            model, (2, 4, 16, 16), schedule=schedule, sampler="euler_ancestral", steps=4, noise=noise,
+            device="cuda", dtype=torch.float16,
+        )  # fmt: skip
+
+    expected = once()  # compiles, and puts the plan on the GPU
+    torch.cuda.synchronize()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        found = once()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, expected)
 
 
 def test_callers_stream(index: Tensor, generator: torch.Generator) -> None:
