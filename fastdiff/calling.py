@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.guidance import Guidance
+from fastdiff.ops._remembered import remembered
 from fastdiff.plan import Plan
 
 Model = Callable[..., Tensor]
@@ -97,7 +97,7 @@ def _times(plan: Plan, images: int, device: torch.device) -> tuple[Tensor, ...]:
     return rows
 
 
-@functools.lru_cache(maxsize=32)
+@remembered(32)
 def _remembered_times(plan: Plan, images: int, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
     # By numpy: torch.Tensor.repeat wakes torch's threads, which costs more than all else before the first call.
     times = np.repeat(np.array(plan.times, dtype=np.float32)[:, None], images, axis=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from fastdiff.events import Outputs, Watcher
 from fastdiff.guidance import Guidance
 from fastdiff.inpainting import Inpaint
 from fastdiff.noise import CounterNoise, NoiseSource
+from fastdiff.ops._remembered import remembered
 from fastdiff.ops.stepper import row_numbers
 from fastdiff.plan import Plan
 from fastdiff.reference import COLUMNS
@@ -161,7 +161,7 @@ def _on_device(table: NDArray[np.float64], device: torch.device) -> Tensor:
     return torch.tensor(table, device="cpu").to(device)
 
 
-@functools.lru_cache(maxsize=32)
+@remembered(32)
 def _plan_table(plan: Plan, device: torch.device) -> Tensor:
     with torch.inference_mode(
         False

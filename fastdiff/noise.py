@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from fastdiff import ops
 from fastdiff.levels import Level
+from fastdiff.ops._remembered import ordinary
 
 MAX_SEED = 2**63 - 1
 RISING = 2**48  # beyond the nodes of the deepest tree
@@ -92,9 +95,10 @@ class CounterNoise:
 
     def seeds_on(self, device: torch.device) -> Tensor:
         """The seeds as int64 [B] on a device; the same tensor each time."""
-        if device not in self._placed:
-            self._placed[device] = torch.tensor(self.seeds, dtype=torch.int64, device=device)
-        return self._placed[device]
+        if device in self._placed and ordinary():
+            return self._placed[device]
+        made = torch.tensor(self.seeds, dtype=torch.int64, device=device)
+        return self._placed.setdefault(device, made) if ordinary() else made
 
     def start(self, x: Tensor) -> Tensor:
         return self._stream(x, 0)
@@ -142,10 +146,16 @@ class BrownianNoise:
             raise ValueError(f"depth must be an integer from 1 to 40, got {depth!r}")
         self.seeds = [checked_seed(seed) for seed in seeds]
         self.depth = depth
-        self._lock = threading.Lock()  # of the branch, which threads sharing this source would tear apart
         self._path: list[
             tuple[int, Tensor, Tensor]
-        ] = []  # the branch last walked: (interval, left value, right value)
+        ]  # the branch last walked: (interval, left value, right value)
+        self._forget()
+        _paths.add(self)
+
+    def _forget(self) -> None:
+        """Back to the root. In a forked process too: a thread that held the lock is not there to let go."""
+        self._lock = threading.Lock()  # of the branch, which threads sharing this source would tear apart
+        self._path = []
 
     def start(self, x: Tensor) -> Tensor:
         return self._normal(x, 0)
@@ -193,6 +203,18 @@ class BrownianNoise:
     def _normal(self, x: Tensor, node: int) -> Tensor:
         check_count(self.seeds, x)
         return SeededNoise([mixed(seed, node) for seed in self.seeds]).start(x)
+
+
+_paths: weakref.WeakSet[BrownianNoise] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for source in list(_paths):
+        source._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _time(level: Level) -> float:

@@ -139,8 +139,9 @@ def test_errors(name, given, error, words, generator):
         step = ops.stepper(state["x"], rows, **{n: t for n, t in state.items() if n != "x"})
         with pytest.raises(error, match=words):
             step(1, *given)
-        with pytest.raises(IndexError):
-            step(3, torch.zeros(SHAPE), torch.zeros(SHAPE))
+        for row in (3, -1, 2**40):
+            with pytest.raises(ValueError, match="no such row in the table"):
+                step(row, torch.zeros(SHAPE), torch.zeros(SHAPE))
     assert torch.equal(state["x"], before)
 
 
@@ -183,6 +184,30 @@ def test_a_model_that_moves_the_state_is_noticed(generator):
     expected = 2 * x
     step(0, torch.zeros(SHAPE))
     assert torch.equal(x, expected)
+
+
+@prepared
+def test_the_state_may_move_beside_an_input_buffer(generator):
+    state = buffers(generator)
+    x, rows = state.pop("x"), make_table(a=2.0)
+    step, expected = ops.stepper(x, rows, **state), 2 * x
+    x.data = x.data.clone()
+    step(1, torch.zeros(SHAPE), torch.zeros(SHAPE))
+    assert torch.equal(x, expected) and torch.equal(state["input"][:2], expected)
+
+
+@prepared
+def test_memory_that_a_buffer_gave_up_is_held(generator):
+    x, anchor, history = torch.zeros(64, 64), torch.zeros(64, 64), torch.zeros(2, 64, 64)
+    step = ops.stepper(x, make_table(a=1.0, q=1.0, w=1.0, accept=1.0), anchor=anchor, history=history)
+    addresses = {t.data_ptr() for t in (x, anchor, history)}
+    for tensor in (anchor, history):
+        tensor.data = tensor.data.clone()
+    gc.collect()
+    taken = [torch.zeros(size, 64, 64) for size in (1, 2) * 10]  # would reuse the memory, were it free
+    assert all(t.data_ptr() not in addresses for t in taken)
+    step(0, torch.ones(64, 64))
+    assert all(not t.any() for t in taken)
 
 
 @prepared

@@ -33,6 +33,7 @@ struct Stepper {
     py::object tensor_type, float32, float16, bfloat16;
     py::object shape, doubled_shape, strides;  // of x; of a doubled output
     py::object vector_shape, vector_strides;   // of bound and gain
+    py::object state;                          // x
     py::object shown;                          // what the model is given: x or input
     void* shown_address;
     py::object written, bump;  // tensors whose version is raised by bump(written); bump may be None
@@ -122,7 +123,7 @@ inline PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t count) {
                 fits(s, given(3), s.shape, s.strides, &row.noise) &&
                 fits(s, given(4), s.vector_shape, s.vector_strides, &row.bound) &&
                 fits(s, given(5), s.vector_shape, s.vector_strides, &row.gain) &&
-                memory(s.shown.ptr()) == s.shown_address;
+                memory(s.state.ptr()) == s.run.x && memory(s.shown.ptr()) == s.shown_address;
     }
     if (taken) {
         Py_BEGIN_ALLOW_THREADS;
@@ -159,6 +160,7 @@ inline py::object make_stepper(const py::dict& what) {
         what["strides"],
         what["vector_shape"],
         what["vector_strides"],
+        what["state"],
         what["shown"],
         pointer<void>(what, "shown_address"),
         what["written"],

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastdiff import backend, reference
 from fastdiff.ops import _checks
 from fastdiff.ops._register import define, differentiate
+from fastdiff.ops._remembered import ordinary
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
@@ -61,6 +62,8 @@ def _direct(value: float | Tensor) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _number(value: float) -> Tensor:
     """value as float32 [1] for the C++ kernel, which only reads it."""
+    if not ordinary():
+        raise NotImplementedError  # a stand-in, which would be remembered
     return torch.full((1,), value, dtype=torch.float32, device="cpu")
 
 

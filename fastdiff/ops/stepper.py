@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastdiff import backend, native
 from fastdiff.ops import _checks, _solver_step_checks
+from fastdiff.ops._remembered import ordinary, remembered
 from fastdiff.ops.solver_step import solver_step_
 
 try:
@@ -58,7 +59,8 @@ def stepper(
     """A function that takes rows of `table` in place on these tensors, which are solver_step_'s.
 
     Each call does what solver_step_ does, with the same errors. The tensors must keep their memory while steps are
-    taken. seeds: used by rows that add noise and are given none.
+    taken: where x or input has got other memory the step follows, at solver_step_'s cost; the others' old memory is
+    used on, and held until then. seeds: used by rows that add noise and are given none.
     """
     if mask is not None:
         spread = _solver_step_checks.inpainting(x, mask, known, known_noise)
@@ -91,6 +93,8 @@ class ByOp:
         gain: Tensor | None = None,
         /,
     ) -> None:
+        if not 0 <= row < len(self.table):
+            raise ValueError(f"index: there is no such row in the table: {row} of {len(self.table)}")
         solver_step_(
             self.x, output, self.table, row_numbers(len(self.table), self.x.device)[row], uncond=uncond,
             anchor=self.anchor, history=self.history, noise=noise, bound=bound, gain=gain, mask=self.mask,
@@ -101,7 +105,7 @@ class ByOp:
     def short(self) -> Stepper | None:
         """The same past the dispatcher, or None where that cannot be."""
         x = self.x
-        if not x.is_cpu or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        if not x.is_cpu or torch.compiler.is_compiling() or not ordinary():
             return None
         take = _native_step(native.library("cpu")) if _uses_cpp(x) and self._is_plain() else None
         try:
@@ -120,14 +124,16 @@ class ByOp:
             "input_type": 0 if self.input is None else TYPES[self.input.dtype],
             "copies": 0 if self.input is None else len(self.input) // sizes[0],
         }  # fmt: skip
+        held = [None if t is None else t.untyped_storage() for t in self.__dict__.values()]
         written = tuple(t for t in (x, self.input) if t is not None and not t.is_inference())
         memory = {name: _address(tensor) for name, tensor in self.__dict__.items()}
         checks = {
             "tensor_type": Tensor, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
             "shape": sizes, "doubled_shape": (2 * sizes[0], *sizes[1:]), "strides": x.stride(),
-            "vector_shape": sizes[:1], "vector_strides": (1,), "shown": shown, "shown_address": _address(shown),
+            "vector_shape": sizes[:1], "vector_strides": (1,), "state": x,
+            "shown": shown, "shown_address": _address(shown),
             "written": written, "bump": _bump() if written else None,
-            "fallback": self, "kept": self,
+            "fallback": self, "kept": held,
         }  # fmt: skip
         return run | memory | checks
 
@@ -193,7 +199,7 @@ def _bump() -> Any:
     return direct
 
 
-@functools.lru_cache(maxsize=32)
+@remembered(32)
 def row_numbers(rows: int, device: torch.device) -> tuple[Tensor, ...]:
     """The row numbers as tensors on the device."""
     with torch.inference_mode(False):
