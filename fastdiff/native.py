@@ -25,6 +25,17 @@ log = logging.getLogger(__name__)
 _lock = threading.RLock()
 _problems: dict[str, str | None] = {}
 _loaded: dict[str, Path] = {}
+_forked = False
+
+
+def _after_fork() -> None:
+    global _lock, _forked
+    _lock = threading.RLock()  # a thread that held it is not here to let go
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def problem(device: str) -> str | None:
@@ -88,6 +99,8 @@ def _try_to_load(device: str) -> str | None:
         log.warning("fastdiff runs without its %s kernels, more slowly: %s", device, reason)
         return reason
     _loaded[device] = path
+    if _forked and device == "cpu":
+        _opened(path).fastdiff_forked()  # torch's threads stayed behind
     log.debug("loaded %s", path)
     return None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -233,6 +235,78 @@ def test_what_another_thread_drew_meanwhile_is_not_drawn_again(monkeypatch):
     expected = torch.randn(16, generator=theirs), torch.randn(8000, generator=theirs)
     if between:  # the C++ kernels are there
         assert torch.equal(between[0], expected[0]) and torch.equal(drawn, expected[1])
+
+
+def test_threads_on_the_global_generator_never_draw_the_same():
+    size, count = 9000, 40
+    drawn: list[torch.Tensor] = []
+    barrier = threading.Barrier(2)
+
+    def work(draw):
+        barrier.wait()
+        for _ in range(count):
+            drawn.append(draw(size)[-8:])  # wherever the stream was taken up again, the ends show it
+
+    torch.manual_seed(17)
+    threads = [threading.Thread(target=work, args=(f,)) for f in (lambda n: ops.randn((n,)), torch.randn)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.manual_seed(17)
+    expected = torch.stack([torch.randn(size)[-8:] for _ in range(2 * count)])
+    order = torch.stack(drawn)
+    assert torch.equal(order[order[:, 0].argsort()], expected[expected[:, 0].argsort()])
+
+
+@needs_cpp
+def test_the_global_generator_is_drawn_from_in_kernels_by_a_single_thread_only():
+    def draw():
+        made.append(_drawing.draw("randn_like", torch.empty(9000), None, _inside))
+
+    made: list[object] = []
+    with backend.use("cpp"):
+        done = threading.Event()
+        other = threading.Thread(target=done.wait)
+        alone = threading.active_count() == 1
+        draw()
+        other.start()
+        draw()
+        own = _drawing.draw("randn_like", torch.empty(9000), torch.Generator(), _inside)
+        done.set()
+        other.join()
+    assert (made[0] is not None) == alone and made[1] is None and own is not None
+
+
+def _inside(name, state):
+    return _drawing.OVERLOADS[name](torch.empty(9000), state, None, 0)
+
+
+FIRST_USE = """
+import os, signal, torch
+from fastdiff import BrownianNoise, ops, sample, schedules
+
+torch.set_num_threads(2)
+torch.ones(1_000_000).exp().sum()  # torch's threads, which a forked process does not have
+path = BrownianNoise([1])
+path._lock.acquire()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    ours, theirs = (torch.Generator().manual_seed(1) for _ in range(2))
+    same = ops.randn((100_000,), generator=ours).numpy() == torch.randn(100_000, generator=theirs).numpy()
+    ops.q_sample(torch.zeros(2, 9000), 0.5, 0.5, generator=ours)
+    sample(lambda x, t: x, (2, 9000), schedule=schedules.karras(0.1, 10.0), steps=2, generator=ours)
+    path.step(torch.zeros(1, 4), tuple(schedules.karras(0.1, 10.0).levels(2)[:2]), 0)
+    os._exit(0 if same.all() else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_the_first_use_may_come_after_a_fork():
+    done = subprocess.run([sys.executable, "-c", FIRST_USE], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,10 +38,17 @@ def draw(
     call: Callable[[str, Tensor], tuple[Tensor, ...]],
 ) -> tuple[Tensor, ...] | None:
     """call(backend, state), without its last result: the state afterwards, which the generator receives (torch's global
-    one of like's device if None). None where torch.randn must or had better draw: then nothing was drawn."""
+    one of like's device if None). None where torch.randn must or had better draw: then nothing was drawn.
+
+    Only torch's own functions hold the generator's mutex, so that one of them, in another thread, may draw between
+    reading and writing the state. Hence torch's global generator is left to torch.randn where there are other threads;
+    a generator of one's own must not be shared with torch's functions in another thread while it draws here."""
     if torch.compiler.is_compiling():
         return None
-    source = generator or default_generator(like.device)
+    common = default_generator(like.device)
+    source = generator or common
+    if source is common and threading.active_count() > 1:
+        return None
     name = None if source is None else kernel(op, like, source)
     if source is None or name is None:
         return None
@@ -48,7 +56,9 @@ def draw(
         before = source.get_state()
         *made, after = call(name, before)
         if not _same(source.get_state(), before):
-            return None  # another thread drew from it by torch's own functions, meanwhile
+            return (
+                None  # a signal's handler, or a thread that Python knows nothing of, drew from it meanwhile
+            )
         source.set_state(after)
     return tuple(made)
 
@@ -68,7 +78,7 @@ def kernel(op: str, like: Tensor, generator: torch.Generator) -> str | None:
 
 
 def _at_home(generator: torch.Generator, like: Tensor) -> bool:
-    """Whether the generator draws on like's device; "cuda" without an index, as most are made, means the current one."""
+    """Whether the generator draws on like's device; "cuda" without an index, as most are made: the current one."""
     here, there = generator.device, like.device
     index = torch.cuda.current_device() if here.type == "cuda" and here.index is None else here.index
     return here.type == there.type and index == there.index
@@ -105,9 +115,16 @@ def _compared(name: str, device: torch.device, dtype: torch.dtype, level: str) -
         drawn, after = OVERLOADS[name](like, ours.get_state(), None, 0)
         ours.set_state(after)
         expected = torch.randn(size, generator=theirs, dtype=dtype, device=device)
-        if not (torch.equal(drawn, expected) and _same(ours.get_state(), theirs.get_state())):
+        if not (_same_bits(drawn, expected) and _same(ours.get_state(), theirs.get_state())):
             return f"{name} does not draw torch.randn's bits: not {size} values of {dtype} on {device.type}"
     return None
+
+
+def _same_bits(drawn: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors are equal, on the CPU without torch's threads: a forked process waits for those for ever."""
+    if not drawn.is_cpu:
+        return torch.equal(drawn, expected)
+    return np.array_equal(drawn.view(torch.uint8).numpy(), expected.view(torch.uint8).numpy())
 
 
 def _same(state: Tensor, other: Tensor) -> bool:

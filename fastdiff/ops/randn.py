@@ -27,7 +27,8 @@ def randn(
     """Contiguous N(0, 1) noise of this shape.
 
     generator: the result has the bits of torch.randn(shape, generator=generator, dtype=dtype), and so does whatever is
-    drawn next; torch's global generator of the device if neither it nor seeds is given.
+    drawn next; torch's global generator of the device if neither it nor seeds is given. While it draws here, no other
+    thread may draw from a generator of yours by torch's own functions; torch's global one is safe from that.
     seeds: one for each of shape[0] images, integers from 0 to 2^63 - 1 or an int64 tensor; image i is then a function
     of (seeds[i], stream) alone (fastdiff/counter.py), whatever the batch, the dtype but for its rounding, the device.
     device: the generator's or the seeds' own by default, else torch's. Raises ValueError or TypeError.
