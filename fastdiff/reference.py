@@ -255,7 +255,8 @@ def solver_step(
     x_next = weighted_sum(terms, x)
     if mask is not None:
         kept = weighted_sum([(w["alpha"], known), (w["sigma"], known_noise)], x)
-        x_next = mask * x_next + (1 - mask) * kept
+        # What the mask leaves out need not be finite.
+        x_next = torch.where(mask != 0, mask * x_next, 0.0) + torch.where(mask != 1, (1 - mask) * kept, 0.0)
     x_in = (w["k"] * x_next).to(input_dtype or x.dtype)
     return Step(x_next, value, torch.cat([x_in, x_in]) if doubled else x_in)
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 import fastdiff
-from fastdiff import DynamicThreshold, Guidance, Inpaint, schedules
+from fastdiff import DynamicThreshold, Guidance, Inpaint, backend, schedules
 from fastdiff.levels import DiscreteTime, clean
 from fastdiff.plan import Plan
 from fastdiff.samplers import SAMPLERS
@@ -148,6 +148,19 @@ def test_gradients_reach_the_known_image():
         ),
     )
     torch.autograd.gradcheck(lambda i: inpainted(i).sum((1, 2, 3)), image)
+
+
+@pytest.mark.parametrize("name", ["reference", "auto"])
+@pytest.mark.parametrize("worst", [float("nan"), float("inf")])
+def test_what_the_model_makes_of_the_known_part_need_not_be_finite(name, worst):
+    def broken(x, t):
+        return torch.where(MASK == 0, worst, model(x, t))
+
+    with backend.use(name):
+        result = run(model=broken, sampler="dpmpp_2m", inpaint=Inpaint(IMAGE, MASK))
+        nothing = run(model=lambda x, t: x * worst, inpaint=Inpaint(IMAGE, torch.zeros(1)))
+    kept = (MASK == 0).expand(SHAPE)
+    assert torch.equal(result[kept], IMAGE[kept]) and torch.equal(nothing, IMAGE)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,20 @@ def test_gradients_where_known_takes_its_place_and_of_both_branches_in_one(gener
         torch.testing.assert_close(a, e.float(), rtol=1e-4, atol=1e-5)
 
 
+def test_what_has_no_weight_need_not_be_finite():
+    x, data = torch.randn(2, 4).requires_grad_(), torch.randn(2, 4)
+    nothing = torch.full((2, 4), torch.nan).requires_grad_()
+    changes = {"lo": -9.0, "hi": 9.0, "w": 1.0, "c0": 0.5}
+    unread = make_table(p=2.0, q=1.0, g=0.0, **changes)
+    (grad,) = torch.autograd.grad(ops.solver_step(x, nothing, unread, INDEX).x.sum(), x)
+    assert torch.equal(grad, torch.full((2, 4), 2.0))
+    alone = make_table(p=0.0, q=1.0, g=0.0, g_uncond=1.0, **changes)
+    other = data.clone().requires_grad_()
+    step = ops.solver_step(x, nothing, alone, INDEX, uncond=other)
+    grads = torch.autograd.grad(step.x.sum(), (nothing, other))
+    assert torch.equal(grads[0], torch.zeros(2, 4)) and torch.equal(grads[1], torch.full((2, 4), 0.5))
+
+
 def test_a_mask_has_no_gradient(generator):
     (x, output), _ = arguments((2, 3), generator)
     mask = torch.ones(2, 3, requires_grad=True)

@@ -34,14 +34,18 @@ FASTDIFF_INLINE void add_denoised(
     if (s.uncond) add(data, s.g_uncond, load_tile<P>(static_cast<const Output*>(s.uncond) + i, count));
 }
 
-// Where the mask is not 1, what is known takes next's place.
+// Where the mask is not 1, what is known takes next's place. Neither counts where its weight is 0, so that
+// what is not finite stays where the mask lets it.
 template <class P>
 FASTDIFF_INLINE void blend(Tile<P::unroll>& next, const SolverStep& s, int64_t i, int64_t count) {
     const auto mask = load_tile<P>(s.mask + i, count);
     Tile<P::unroll> kept = {};
     if (s.known) add(kept, s.alpha, load_tile<P>(s.known + i, count));
     if (s.known_noise) add(kept, s.sigma, load_tile<P>(s.known_noise + i, count));
-    for (int j = 0; j < P::unroll; ++j) next.v[j] = mask.v[j] * next.v[j] + (1.0f - mask.v[j]) * kept.v[j];
+    for (int j = 0; j < P::unroll; ++j) {
+        const Floats other = select(mask.v[j] != 1.0f, (1.0f - mask.v[j]) * kept.v[j], Floats{});
+        next.v[j] = select(mask.v[j] != 0.0f, mask.v[j] * next.v[j] + other, other);
+    }
 }
 
 // Every read of an element comes before its first write: x_next may be x, and value may be a slot of the

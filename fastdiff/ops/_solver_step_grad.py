@@ -70,6 +70,11 @@ def grad_next(
     return total + k * wide
 
 
+def weighed(weight: Tensor, term: Tensor) -> Tensor:
+    """weight*term, 0 where the weight is: there the step did not read the term, which need not be finite."""
+    return torch.where(weight != 0, weight * term, 0.0)
+
+
 def add_model_terms(
     found: dict[str, Tensor],
     grad: Tensor,
@@ -82,11 +87,11 @@ def add_model_terms(
 ) -> None:
     """Adds to `found` what flows through denoised, whose gradient is `grad`."""
     assert output is not None
-    mixed = w["g"] * output.to(x.dtype)
+    mixed = weighed(w["g"], output.to(x.dtype))
     if uncond is not None:
-        mixed = mixed + w["g_uncond"] * uncond.to(x.dtype)
+        mixed = mixed + weighed(w["g_uncond"], uncond.to(x.dtype))
     guided = mixed if gain is None else per_sample(gain.to(x.dtype), x) * mixed
-    data = w["p"] * x + w["q"] * guided
+    data = weighed(w["p"], x) + weighed(w["q"], guided)
     if bound is None:
         grad = grad * ((data >= w["lo"]) & (data <= w["hi"]))
     else:
