@@ -8,11 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from fastdiff import reference
 from fastdiff.plan import COLUMN, Plan
 
 
@@ -27,7 +24,8 @@ class Guidance:
         (arXiv:2404.07724).
     rescale: how far the guided output's deviation is brought back to the conditional one's, 0 to 1 (arXiv:2305.08891,
         equations 15 and 16).
-    doubled: call the model once with both branches in a batch twice as long, rather than twice.
+    doubled: call the model once with both branches in a batch twice as long, rather than twice; where it is called
+        twice, its second output must not overwrite the first (as one in a buffer that it keeps, or a replayed graph's).
     """
 
     scale: float
@@ -59,12 +57,3 @@ class Guidance:
         table = plan.table.copy()
         table[:, [COLUMN["g"], COLUMN["g_uncond"]]] = self.weights(plan)
         return table
-
-
-def rescale_gain(cond: Tensor, uncond: Tensor, scale: float, rescale: float) -> Tensor:
-    """The factor on the guided output for each image that undoes part of its larger deviation: float32 [B].
-
-    cond, uncond: [B, ...], the model's outputs. rescale: 0 (factor 1) to 1 (the conditional output's deviation).
-    """
-    cond, uncond = (output.float().reshape(len(output), -1) for output in (cond, uncond))
-    return reference.gain_between(cond, torch.lerp(uncond, cond, scale), rescale)

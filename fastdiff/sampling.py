@@ -55,7 +55,8 @@ def sample(
 
     model: called as model(x_in, t, **conditioning) with x_in [B, ...] in `dtype` and t float32 [B], the schedule's own
         time (training index, sigma or flow time); returns a tensor like x_in. It must not write to x_in or t, and must
-        copy x_in to keep it: the next step may reuse its memory.
+        copy x_in to keep it: the next step may reuse its memory. With Guidance(doubled=False), which calls it twice, it
+        must not return both outputs in one buffer.
     x: the starting point at the schedule's first level, [B, ...]; or a shape, drawn from the noise source; or, with
         `strength`, a clean image, which is first noised.
     schedule: from fastdiff.schedules; not needed if `sampler` is a Plan.

@@ -7,11 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from fastdiff import reference
-
 
 @dataclass(frozen=True)
 class DynamicThreshold:
@@ -24,12 +19,7 @@ class DynamicThreshold:
     most: float = float("inf")
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.quantile <= 1.0:
+        if not 0.0 <= self.quantile <= 1.0:
             raise ValueError(f"quantile must lie between 0 and 1, got {self.quantile}")
         if not self.most >= 1.0:
             raise ValueError(f"most, the largest bound, must be at least 1, got {self.most}")
-
-    def bound(self, denoised: Tensor) -> Tensor:
-        """denoised: [B, ...], before clamping. Returns s: [B], float32 (float64 if denoised is)."""
-        wide = denoised.to(torch.promote_types(denoised.dtype, torch.float32))
-        return reference.quantile_bound(wide, self.quantile, self.most)

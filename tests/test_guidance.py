@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff import Guidance, schedules
-from fastdiff.guidance import rescale_gain
+from fastdiff import Guidance, ops, schedules
+from solver_step_cases import INDEX, make_table
 
 KARRAS = schedules.karras(0.1, 10.0)
 COND, UNCOND = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.25, 0.5, -1.0])
@@ -116,7 +116,8 @@ def test_conditioning_that_cannot_be_doubled_is_refused_with_the_way_out():
 
 
 def test_rescaling_leaves_a_constant_output_alone():
-    gain = rescale_gain(torch.ones(2, 9), torch.ones(2, 9), 3.0, 1.0)
+    table = make_table(g=3.0, g_uncond=-2.0)
+    gain = ops.rescale_gain(torch.ones(2, 9), torch.ones(2, 9), table, INDEX, rescale=1.0)
     assert torch.equal(gain, torch.ones(2))
 
 
@@ -132,5 +133,6 @@ def test_nested_conditioning_is_doubled_too():
 
 
 def test_numbers_for_images_can_be_rescaled():
-    gain = rescale_gain(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0]), 3.0, 0.5)
+    cond, table = torch.tensor([1.0, 2.0]), make_table(g=3.0, g_uncond=-2.0)
+    gain = ops.rescale_gain(cond, cond - 1, table, INDEX, rescale=0.5)
     assert torch.equal(gain, torch.ones(2))
