@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kAligned = 64;
 constexpr int64_t kGrain = 16384;  // elements that are worth a thread
+constexpr int64_t kKept = 98304;   // floats that a second-level cache has room for
 
 // Memory of the op's own, from which pieces are taken once their sizes are known.
 class Scratch {
@@ -110,16 +111,42 @@ void cut_samples(Sizes& s, int64_t elements) {
     s.parts = (s.pixels + s.part - 1) / s.part;
 }
 
+// Calls f(args) with memory of the thread's own.
+template <class F>
+void with_room(const GroupNorm& args, const F& f) {
+    f(args);
+}
+template <class F>
+void with_room(const GroupNormGrad& args, const F& f) {
+    if (!args.kept_size) return f(args);
+    GroupNormGrad own = args;
+    Scratch scratch;
+    scratch.want(own.kept, args.kept_size);
+    scratch.take();
+    f(own);
+}
+
+// Memory for all items.
+void make_room(GroupNorm&, int64_t, Scratch&) {}
+void make_room(GroupNormGrad& args, int64_t items, Scratch& scratch) {
+    args.kept_step = args.kept_size;
+    scratch.want(args.kept, args.kept_size * items);
+    scratch.take();
+}
+
 // Runs the phases item by item where the items share out well among the threads, else each on all threads.
 template <class Args, class Settled>
-void run(const Phases<Args>& phases, const Args& args, int64_t items, const Settled& settled) {
+void run(const Phases<Args>& phases, Args& args, int64_t items, const Settled& settled) {
     const Sizes& s = args.sizes;
     const int64_t parts = s.parts, elements = s.batch * s.channels * s.pixels;
     const int64_t threads = torch::stable::get_num_threads();
     if (parts == 1 || items % threads == 0 || items >= 8 * threads)
         return run_parallel(
-            items, 1, std::max<int64_t>(kGrain / (elements / items), 1),
-            [&](int64_t begin, int64_t end) { phases.run(args, begin, end); });
+            items, 1, std::max<int64_t>(kGrain / (elements / items), 1), [&](int64_t begin, int64_t end) {
+                with_room(args, [&](const Args& own) { phases.run(own, begin, end); });
+            });
+    Scratch scratch;
+    make_room(args, items, scratch);
     const int64_t units = items * parts,
                   grain = std::max<int64_t>(kGrain / std::max<int64_t>(elements / units, 1), 1);
     const Args after = settled(args);
@@ -159,11 +186,13 @@ void run_forward(GroupNorm& args, bool planar) {
 
 void run_backward(GroupNormGrad& args, bool planar) {
     Sizes& s = args.sizes;
+    const int64_t kept = planar ? s.per_group() * ((s.pixels + 31) / 32 * 32) : s.pixels * s.padded;
+    args.kept_size = args.dtype != Dtype::f32 && kept <= kKept ? kept : 0;
     Scratch scratch;
     if (planar) {
         s.part = std::min<int64_t>(s.pixels, 8192);
         s.parts = s.per_group() * ((s.pixels + s.part - 1) / s.part);
-        scratch.want(args.sums, s.items() * s.parts * 3);
+        scratch.want(args.sums, s.items() * s.parts * 4);
     } else {
         cut_samples(s, 65536);
         scratch.want(args.columns, s.batch * s.parts * 3 * s.padded);

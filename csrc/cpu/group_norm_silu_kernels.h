@@ -74,9 +74,12 @@ struct GroupNormGrad {
     const float* rstd;
     float* channel_sums;  // [3, batch, channels]: of dz, of dz*xhat, of dx
     // scratch
-    double* sums;    // planar: [batch, channels, parts, 3], of dz, of dz*xhat and of xhat
-    float* columns;  // channels-last: [batch, parts, 3, padded], the same
-    float* affine;   // channels-last: [batch, 7, padded]
+    float* sums;        // planar: [batch, groups, parts, 4], of dz, of dz*xhat and of xhat (and room)
+    float* columns;     // channels-last: [batch, parts, 3, padded], the same
+    float* affine;      // channels-last: [batch, 7, padded]
+    float* kept;        // 16-bit: dz of an item, between its sums and its result
+    int64_t kept_size;  // of an item; 0 where that is more than a cache holds
+    int64_t kept_step;  // from item to item: 0 where one thread works on one after another
 };
 
 template <class Args>

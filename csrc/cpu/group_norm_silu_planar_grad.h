@@ -8,111 +8,122 @@ namespace fastdiff {
 namespace FASTDIFF_LEVEL {
 namespace planar_grad {
 
-// Whether dz waits in dx, in cache, between the sums and the result: float32 holds it as it is.
-template <class T>
-constexpr bool kKeeps = sizeof(T) == 4;
+// One channel's part: where its pixels begin in memory, and in args.kept.
+struct Unit {
+    int64_t number, group, at, count, kept;
+};
 
-// Calls body(affine, row, offset, count, unit) for each of the units [begin, end): row numbers the channels
-// of all samples, affine is the channel's, offset is where the unit's pixels begin in memory.
+// Calls body(unit, maps, its channel in maps) for each of the units [begin, end).
 template <class Body>
 FASTDIFF_INLINE void for_units(const GroupNormGrad& args, int64_t begin, int64_t end, const Body& body) {
     const Sizes& s = args.sizes;
     const int64_t per_group = s.per_group(), parts = s.parts / per_group;  // of a channel
-    int64_t row = begin / parts, part = begin % parts, channel = row % s.channels;
-    int64_t group = row / per_group, next = (group + 1) * per_group;
-    for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t from = part * s.part, rest = s.pixels - from;
-        const GradAffine a = grad_affine(args, row, channel, group);
-        body(a, row, row * s.pixels + from, rest < s.part ? rest : s.part, unit);
-        if (++part < parts) continue;
-        part = 0, ++row;
-        if (++channel == s.channels) channel = 0;
-        if (row == next) ++group, next += per_group;
+    const int64_t pitch = args.kept_size / per_group;
+    int64_t row = begin / parts, part = begin % parts;
+    GradMaps maps;
+    for (int64_t unit = begin; unit < end;) {
+        const int64_t group = row / per_group, in_group = row % per_group;
+        const int64_t left = (end - 1) / parts + 1 - row, rest = per_group - in_group;
+        int64_t n = left < rest ? left : rest;
+        if (n > kMaps) n = kMaps;
+        set_maps(args, row, row % s.channels, group, n, maps);
+        int64_t kept = group * args.kept_step + in_group * pitch;
+        for (int64_t i = 0; i < n; ++i, ++row, part = 0, kept += pitch)
+            for (; part < parts && unit < end; ++part, ++unit) {
+                const int64_t from = part * s.part, here = s.pixels - from;
+                const int64_t count = here < s.part ? here : s.part;
+                body(Unit{unit, group, row * s.pixels + from, count, kept + from}, maps, i);
+            }
     }
 }
 
 void start(const GroupNormGrad&, int64_t, int64_t) {}
 
+template <class T, class A, bool keeps>
+FASTDIFF_INLINE Quad sum_unit(const GroupNormGrad& args, const Unit& unit, const GradMaps& maps, int64_t c) {
+    const T* x = static_cast<const T*>(args.x) + unit.at;
+    const T* grad = static_cast<const T*>(args.grad) + unit.at;
+    const float center = maps.center[c], gain = maps.gain[c], offset = maps.offset[c], rstd = maps.rstd;
+    Pair total = {}, product = {}, hats = {};
+    for_pairs(unit.count, [&](auto piece, int64_t i, int64_t n) FASTDIFF_INLINE_LAMBDA {
+        using P = decltype(piece);
+        Pair hat = load_pair<P>(x + i, n), dz = load_pair<P>(grad + i, n);
+        for (int j = 0; j < 2; ++j) hat.v[j] = (hat.v[j] - center) * rstd;
+        if constexpr (!P::whole) hat = masked<T>(hat, n);
+        for (int j = 0; j < 2; ++j) {
+            dz.v[j] *= A::template slope<float>(hat.v[j] * gain + offset);
+            total.v[j] += dz.v[j];
+            product.v[j] += dz.v[j] * hat.v[j];
+            hats.v[j] += hat.v[j];
+        }
+        if constexpr (kInPlace<T>)
+            store_pair<P>(static_cast<T*>(args.dx) + unit.at + i, dz, n);
+        else if constexpr (keeps)
+            store_pair(args.kept + unit.kept + i, dz);
+    });
+    return sum_each(total.v[0] + total.v[1], product.v[0] + product.v[1], hats.v[0] + hats.v[1]);
+}
+
 void sum(const GroupNormGrad& args, int64_t begin, int64_t end) {
-    with_dtype(args.dtype, [&](auto t) {
-        using T = decltype(t);
-        with_activation(args.activation, [&](auto activation) {
-            using A = decltype(activation);
-            for_units(
-                args, begin, end, [&](const GradAffine& a, int64_t, int64_t at, int64_t count, int64_t unit) {
-                    const T* x = static_cast<const T*>(args.x) + at;
-                    const T* grad = static_cast<const T*>(args.grad) + at;
-                    Pair total = {}, product = {}, hats = {};
-                    for_pairs(count, [&](auto piece, int64_t i, int64_t n) FASTDIFF_INLINE_LAMBDA {
-                        using P = decltype(piece);
-                        Pair hat = load_pair<P>(x + i, n), dz = load_pair<P>(grad + i, n);
-                        for (int j = 0; j < 2; ++j) hat.v[j] = (hat.v[j] - a.center) * a.rstd;
-                        if constexpr (!P::whole) hat = masked<T>(hat, n);
-                        for (int j = 0; j < 2; ++j) {
-                            dz.v[j] *= A::template slope<float>(hat.v[j] * a.gain + a.offset);
-                            total.v[j] += dz.v[j];
-                            product.v[j] += dz.v[j] * hat.v[j];
-                            hats.v[j] += hat.v[j];
-                        }
-                        if constexpr (kKeeps<T>) store_pair<P>(static_cast<T*>(args.dx) + at + i, dz, n);
-                    });
-                    args.sums[3 * unit] = FASTDIFF_LEVEL::sum(total);
-                    args.sums[3 * unit + 1] = FASTDIFF_LEVEL::sum(product);
-                    args.sums[3 * unit + 2] = FASTDIFF_LEVEL::sum(hats);
-                });
-        });
+    with_kind(args, [&](auto t, auto activation, auto keeps) {
+        for_units(
+            args, begin, end, [&](const Unit& unit, const GradMaps& maps, int64_t c) FASTDIFF_INLINE_LAMBDA {
+                const Quad sums =
+                    sum_unit<decltype(t), decltype(activation), decltype(keeps)::value>(args, unit, maps, c);
+                std::memcpy(args.sums + 4 * unit.number, &sums, sizeof(sums));
+            });
     });
 }
 
-// Each channel's sums are replaced by what dx needs of them.
+// A group's first sums are replaced by what dx needs of them all.
 bool finish(const GroupNormGrad& args, int64_t begin, int64_t end, bool) {
-    const int64_t per_group = args.sizes.per_group(), parts = args.sizes.parts / per_group;
+    const int64_t parts = args.sizes.parts / args.sizes.per_group();
     for (int64_t group = begin; group < end; ++group) {
-        double* sums = args.sums + group * per_group * parts * 3;
-        const auto of_channel = [&](int64_t c) {
-            ChannelSums total = {};
-            for (int64_t i = c * parts; i < (c + 1) * parts; ++i) {
-                total.dz += sums[3 * i];
-                total.product += sums[3 * i + 1];
-                total.xhat += sums[3 * i + 2];
-            }
+        float* sums = args.sums + group * args.sizes.parts * 4;
+        const Settled settled = settle_group(args, group, [&](int64_t c) FASTDIFF_INLINE_LAMBDA {
+            Quads total = {};
+            for (int64_t i = c * parts; i < (c + 1) * parts; ++i)
+                total += __builtin_convertvector(load_as<Quad>(sums + 4 * i), Quads);
             return total;
-        };
-        settle_group(args, group, of_channel, [&](int64_t c, float scale, float back, float slope) {
-            double* out = sums + c * parts * 3;
-            out[0] = scale, out[1] = back, out[2] = slope;
         });
+        sums[0] = settled.back, sums[1] = settled.slope;
     }
     return true;
 }
 
+template <class T, class A, bool keeps>
+FASTDIFF_INLINE void apply_unit(
+    const GroupNormGrad& args, const Unit& unit, const GradMaps& maps, int64_t c) {
+    const float* settled = args.sums + unit.group * args.sizes.parts * 4;
+    const float back = settled[0], slope = settled[1], scale = maps.scale[c];
+    const float center = maps.center[c], gain = maps.gain[c], offset = maps.offset[c], rstd = maps.rstd;
+    const T* x = static_cast<const T*>(args.x) + unit.at;
+    T* dx = static_cast<T*>(args.dx) + unit.at;
+    const T* grad = static_cast<const T*>(args.grad) + unit.at;
+    for_pairs(unit.count, [&](auto piece, int64_t i, int64_t n) FASTDIFF_INLINE_LAMBDA {
+        using P = decltype(piece);
+        Pair hat = load_pair<P>(x + i, n), dz;
+        if constexpr (kInPlace<T>)
+            dz = load_pair<P>(dx + i, n);
+        else if constexpr (keeps)
+            dz = load_pair(args.kept + unit.kept + i);
+        else
+            dz = load_pair<P>(grad + i, n);
+        for (int j = 0; j < 2; ++j) {
+            hat.v[j] = (hat.v[j] - center) * rstd;
+            if constexpr (!keeps) dz.v[j] *= A::template slope<Seen<T>>(hat.v[j] * gain + offset);
+            dz.v[j] = scale * dz.v[j] - back - slope * hat.v[j];
+        }
+        store_pair_fast<P>(dx + i, dz, n);
+    });
+}
+
 void apply(const GroupNormGrad& args, int64_t begin, int64_t end) {
-    const int64_t parts = args.sizes.parts / args.sizes.per_group();
-    with_dtype(args.dtype, [&](auto t) {
-        using T = decltype(t);
-        with_activation(args.activation, [&](auto activation) {
-            using A = decltype(activation);
-            for_units(
-                args, begin, end, [&](const GradAffine& a, int64_t row, int64_t at, int64_t count, int64_t) {
-                    const double* settled = args.sums + row * parts * 3;
-                    const float scale = static_cast<float>(settled[0]), back = static_cast<float>(settled[1]);
-                    const float slope = static_cast<float>(settled[2]);
-                    const T* x = static_cast<const T*>(args.x) + at;
-                    T* dx = static_cast<T*>(args.dx) + at;
-                    const T* grad = kKeeps<T> ? dx : static_cast<const T*>(args.grad) + at;
-                    for_pairs(count, [&](auto piece, int64_t i, int64_t n) FASTDIFF_INLINE_LAMBDA {
-                        using P = decltype(piece);
-                        Pair hat = load_pair<P>(x + i, n), dz = load_pair<P>(grad + i, n);
-                        for (int j = 0; j < 2; ++j) {
-                            hat.v[j] = (hat.v[j] - a.center) * a.rstd;
-                            if constexpr (!kKeeps<T>)
-                                dz.v[j] *= A::template slope<Seen<T>>(hat.v[j] * a.gain + a.offset);
-                            dz.v[j] = scale * dz.v[j] - back - slope * hat.v[j];
-                        }
-                        store_pair_fast<P>(dx + i, dz, n);
-                    });
-                });
-        });
+    with_kind(args, [&](auto t, auto activation, auto keeps) {
+        for_units(
+            args, begin, end, [&](const Unit& unit, const GradMaps& maps, int64_t c) FASTDIFF_INLINE_LAMBDA {
+                apply_unit<decltype(t), decltype(activation), decltype(keeps)::value>(args, unit, maps, c);
+            });
     });
 }
 

@@ -86,26 +86,23 @@ def _sums(
     return found
 
 
-def _from_sums(
-    sums: Tensor, needs: dict[str, bool], vectors: dict[str, Tensor | None]
-) -> dict[str, Tensor | None]:
+def _from_sums(sums: Tensor, needs: dict[str, bool], vectors: dict[str, Tensor | None]) -> dict[str, Tensor]:
     """The vectors' gradients from sums [3, B, C]: over the pixels, of dz, of dz*xhat and of the unrounded dx."""
-    dz, dz_xhat, dx = sums.unbind()
     weight, bias, scale = (
         None if (t := vectors[n]) is None else t.to(sums.dtype) for n in ("weight", "bias", "scale")
     )
-    found: dict[str, Tensor | None] = {"add": dx, "shift": dz}
+    found: dict[str, Tensor] = {}
+    if needs["add"]:
+        found["add"] = sums[2]
+    if needs["shift"]:
+        found["shift"] = sums[0]
     if needs["scale"]:
-        normed = dz_xhat if weight is None else weight * dz_xhat
-        found["scale"] = normed if bias is None else normed + bias * dz
-    if needs["weight"]:
-        found["weight"] = (dz_xhat if scale is None else dz_xhat + scale * dz_xhat).sum(0)
-    if needs["bias"]:
-        found["bias"] = (dz if scale is None else dz + scale * dz).sum(0)
-    return {
-        n: found[n].to(t.dtype) if needs[n] and (t := vectors[n]) is not None else None  # type: ignore[union-attr]
-        for n in VECTORS
-    }
+        normed = sums[1] if weight is None else weight * sums[1]
+        found["scale"] = normed if bias is None else normed + bias * sums[0]
+    if needs["weight"] or needs["bias"]:  # in one sum: each call of PyTorch costs as much as a small image
+        both = sums[:2] if scale is None else sums[:2] + scale * sums[:2]
+        found["bias"], found["weight"] = both.sum(1).unbind()
+    return {n: g.to(t.dtype) for n, g in found.items() if needs[n] and (t := vectors[n]) is not None}
 
 
 def _reference(
