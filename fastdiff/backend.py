@@ -70,13 +70,19 @@ def current() -> str:
 def select(op: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend that runs `op` on tensors of this device type and dtype. Raises BackendError if one was asked for
     by name that does not."""
-    return _select(_asked, op, device_type, dtype)
+    if torch.compiler.is_compiling():
+        return _select(_asked, op, device_type, dtype)
+    direct, asked = _direct, _asked
+    name = _select(asked, op, device_type, dtype)
+    if name == "cpp" and dtype == torch.float32 and asked == _asked:
+        direct.add(op)
+    return name
 
 
 def is_direct(op: str) -> bool:
     """Whether float32 CPU tensors may go to the C++ kernel of `op` without asking `select` again: for ops whose
-    call must cost no more than a few microseconds."""
-    return op in _direct
+    call must cost no more than a few microseconds. Never while compiling, where a guard on it would soon fail."""
+    return not torch.compiler.is_compiling() and op in _direct
 
 
 def explain(op: str, device_type: str, dtype: torch.dtype) -> str:
@@ -142,14 +148,12 @@ def _ask(name: str | None) -> None:
 
 
 def _select(asked: str | None, op: str, device_type: str, dtype: torch.dtype) -> str:
-    direct, key = _direct, (asked, op, device_type, dtype)
+    key = (asked, op, device_type, dtype)
     name = _chosen.get(key)
     if name is None:
         name = _asked_for(asked, op, device_type, dtype) if asked else _fastest(op, device_type, dtype)
         _chosen[key] = name
         log.debug("%s on %s %s runs on %s", op, device_type, dtype, name)
-    if name == "cpp" and dtype == torch.float32 and asked == _asked:
-        direct.add(op)
     return name
 
 

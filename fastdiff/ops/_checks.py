@@ -51,6 +51,17 @@ def on_cpu(*values: object) -> bool:
     return all(value.is_cpu for value in values if isinstance(value, Tensor))
 
 
+def transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: they see through PyTorch's own operations only,
+    so that the doors compute by the reference."""
+    return torch._C._are_functorch_transforms_active() or forwards()
+
+
+def forwards() -> bool:
+    """Whether forward-mode differentiation is at work."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
 def records(*values: Tensor | None) -> bool:
     """Whether autograd records what is done with these."""
     return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
@@ -95,4 +106,15 @@ def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
     """tensor itself if its elements lie in memory as those of like, else a copy that does. Differentiable."""
     if tensor.stride() == like.stride():
         return tensor
+    if torch._C._are_functorch_transforms_active() or _stacks(
+        tensor
+    ):  # no fresh tensor takes what vmap stacks
+        order = sorted(range(like.dim()), key=like.stride, reverse=True)
+        back = sorted(range(like.dim()), key=order.__getitem__)
+        return tensor.permute(order).contiguous().permute(back)
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def _stacks(tensor: Tensor) -> bool:
+    """Whether autograd.grad(is_grads_batched=True) made the tensor, by a vmap that is not torch.func's."""
+    return not torch.compiler.is_compiling() and bool(torch._C._functorch.is_legacy_batchedtensor(tensor))

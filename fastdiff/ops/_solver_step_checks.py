@@ -33,9 +33,19 @@ def check(
             _checks.vector(name, tensor, x.shape[0], x)
 
 
+def by_formula(table: Tensor, index: Tensor) -> bool:
+    """Whether the reference must compute for torch.func or forward-mode differentiation. It reads its row on the host,
+    so where vmap goes over rows, and nothing else is wanted, the ops are called one by one."""
+    if not _checks.transformed():
+        return False
+    return _checks.forwards() or not any(torch._C._functorch.is_batchedtensor(t) for t in (table, index))
+
+
 def check_row(x: Tensor, table: Tensor, index: Tensor) -> None:
     """ValueError unless table and index are a table of rows and the number of one, on x's device."""
     check_table(x, table)
+    if not isinstance(index, Tensor):
+        raise TypeError(f"index is {index!r}: pass an int64 scalar tensor")
     if index.dtype != torch.int64 or index.dim() != 0:
         raise ValueError(
             f"index is {_checks.short(index.dtype)} {list(index.shape)}: it must be an int64 scalar"
@@ -45,6 +55,8 @@ def check_row(x: Tensor, table: Tensor, index: Tensor) -> None:
 
 def check_table(x: Tensor, table: Tensor) -> None:
     """ValueError unless table is a table of rows on x's device."""
+    if not isinstance(table, Tensor):
+        raise TypeError(f"table is a {type(table).__name__}: pass a float64 tensor [N, {reference.WIDTH}]")
     if table.dtype != torch.float64 or table.dim() != 2 or table.shape[1] != reference.WIDTH:
         raise ValueError(
             f"table is {_checks.short(table.dtype)} {list(table.shape)}: it must be float64 [N, {reference.WIDTH}]"
@@ -54,6 +66,8 @@ def check_table(x: Tensor, table: Tensor) -> None:
 
 def check_outputs(x: Tensor, output: Tensor | None, uncond: Tensor | None) -> None:
     """ValueError or TypeError unless the model's outputs fit x: two of its shape, or output alone twice as long."""
+    if output is not None:
+        _checks.floating("output", output)
     if output is not None and uncond is None and output.dim() and output.shape[0] == 2 * x.shape[0]:
         output = output[: x.shape[0]]
     for name, tensor in {"output": output, "uncond": uncond}.items():
@@ -64,12 +78,14 @@ def check_outputs(x: Tensor, output: Tensor | None, uncond: Tensor | None) -> No
 def check_buffers(x: Tensor, history: Tensor | None, input: Tensor | None) -> None:
     """ValueError or TypeError unless the ring and the input buffer fit x."""
     if history is not None:
+        _checks.floating("history", history)
         if history.dim() != x.dim() + 1 or history.shape[1:] != x.shape or len(history) < 1:
             raise ValueError(
                 f"history has shape {list(history.shape)}: it must be [S, {', '.join(map(str, x.shape))}]"
             )
         _checks.same("history", history[0], x)
     if input is not None:
+        _checks.floating("input", input)
         half = input[: len(x)]
         _checks.same("input", half, x, dtypes=_checks.FLOATS)
         if len(input) not in (len(x), 2 * len(x)):
@@ -86,6 +102,7 @@ def inpainting(
         if known is not None or known_noise is not None:
             raise ValueError("known and known_noise are put back where a mask says so: pass mask too")
         return None, None, None
+    _checks.floating("mask", mask)
     if mask.requires_grad and torch.is_grad_enabled():
         raise ValueError("mask requires grad, but has no gradient: pass mask.detach()")
     return _spread("mask", mask, x), _spread("known", known, x), _spread("known_noise", known_noise, x)
@@ -111,9 +128,12 @@ def check_seeds(x: Tensor, noise: Tensor | None, seeds: Tensor | None) -> None:
         return
     if noise is not None:
         raise ValueError("give noise or seeds to draw it from, not both")
+    if not isinstance(seeds, Tensor):
+        raise TypeError(f"seeds is a {type(seeds).__name__}: pass an int64 tensor, one seed for each image")
     if seeds.dtype != torch.int64 or tuple(seeds.shape) != (x.shape[0],):
         raise ValueError(
-            f"seeds is {_checks.short(seeds.dtype)} {list(seeds.shape)}: it must be int64 [{x.shape[0]}]"
+            f"seeds is {_checks.short(seeds.dtype)} {list(seeds.shape)}: it must be int64 [{x.shape[0]}], "
+            "one seed for each image"
         )
     _checks.same_device("seeds", seeds, x)
 

@@ -33,7 +33,7 @@ def add_noise(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | T
 
 def is_plain(*values: object) -> bool:
     """Whether every tensor is on the CPU, itself and not a stand-in, and no derivative is wanted."""
-    if torch.compiler.is_compiling() or transformed():
+    if _checks.transformed():
         return False
     recording = torch.is_grad_enabled()
     for value in values:
@@ -43,16 +43,6 @@ def is_plain(*values: object) -> bool:
         elif isinstance(value, Tensor):
             return False
     return True
-
-
-def transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work."""
-    return torch._C._are_functorch_transforms_active() or forwards()
-
-
-def forwards() -> bool:
-    """Whether forward-mode differentiation is at work, which sees through PyTorch's own operations only."""
-    return torch.autograd.forward_ad._current_level >= 0
 
 
 def _direct(value: float | Tensor) -> Tensor:
@@ -73,7 +63,7 @@ def _checked(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Te
     _checks.same("noise", noise, x0)
     alpha, sigma = per_level("alpha", alpha, x0), per_level("sigma", sigma, x0)
     name = backend.select("add_noise", x0.device.type, x0.dtype)
-    if name == "reference" or forwards():
+    if name == "reference" or _checks.transformed():
         return reference.add_noise(x0, noise, alpha, sigma)
     x0 = _checks.dense(x0)
     return OVERLOADS[name](x0, _checks.laid_out_like(noise, x0), alpha, sigma)
@@ -88,7 +78,9 @@ def per_level(name: str, value: float | Tensor, x0: Tensor) -> Tensor:
         return torch.full((1,), float(value), dtype=dtype, device="cpu" if by_value else x0.device)
     if value.dim() == 0:
         value = value.reshape(1)
-    elif x0.dim() and tuple(value.shape) != (1,):
+    elif tuple(value.shape) != (1,):
+        if not x0.dim():
+            raise ValueError(f"{name} has shape {tuple(value.shape)}: x0 has no batch, pass a number")
         _checks.vector(name, value, x0.shape[0], x0)
     _checks.floating(name, value)
     _checks.same_device(name, value, x0)

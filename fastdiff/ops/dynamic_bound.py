@@ -35,7 +35,11 @@ def dynamic_bound(
             f"quantile must lie between 0 and 1 and most be at least 1, got {quantile} and {most}"
         )
     name = backend.select("dynamic_bound", x.device.type, x.dtype)
-    if name == "reference" or _checks.records(x, output, uncond, gain):
+    if (
+        name == "reference"
+        or _solver_step_checks.by_formula(table, index)
+        or _checks.records(x, output, uncond, gain)
+    ):
         return reference.dynamic_bound(x, output, table, index, uncond, gain, quantile, most)
     x = _checks.dense(x)
     (gain,) = _solver_step_checks.vectors_like(x, gain)

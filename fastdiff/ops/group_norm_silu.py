@@ -74,17 +74,12 @@ def add_group_norm_silu(
 
 def _is_direct(*tensors: Tensor | None) -> bool:
     """Whether the C++ kernel may be called unchecked: it was chosen before, and every tensor is on the CPU."""
-    if not backend.is_direct("group_norm_silu") or torch.compiler.is_compiling() or _transformed():
+    if not backend.is_direct("group_norm_silu") or _checks.transformed():
         return False
     for tensor in tensors:  # noqa: SIM110 - a generator costs more
         if tensor is not None and not tensor.is_cpu:
             return False
     return True
-
-
-def _transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: they see through PyTorch's own operations only."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _run(op: OpOverload, *arguments: Any) -> Normed:
@@ -119,7 +114,7 @@ def _checked(
         _vector(name, t, samples, x) for name, t in (("add", add), ("scale", scale), ("shift", shift))
     )
     name = backend.select("group_norm_silu", x.device.type, x.dtype)
-    transformed = _transformed()
+    transformed = _checks.transformed()
     if name == "reference" or transformed:
         summed = x if residual is None else x + residual
         normed = summed.contiguous() if transformed else summed  # vmap knows no other memory format
@@ -150,6 +145,8 @@ def _check(x: Tensor, num_groups: int, activation: str, residual: Tensor | None)
     if x.dim() < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}: it must be [B, C, ...]")
     channels = x.shape[1]
+    if not isinstance(num_groups, (int, torch.SymInt)):
+        raise TypeError(f"num_groups is {num_groups!r}: pass an int")
     if num_groups < 1 or channels % num_groups:
         raise ValueError(
             f"{channels} channels do not divide into {num_groups} groups: choose a divisor of {channels}"

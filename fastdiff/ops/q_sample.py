@@ -10,7 +10,7 @@ from torch import Tensor
 from fastdiff import backend, reference
 from fastdiff.ops import _checks, _drawing
 from fastdiff.ops._register import define, differentiate
-from fastdiff.ops.add_noise import add_noise, forwards, is_plain, per_level, summed
+from fastdiff.ops.add_noise import add_noise, is_plain, per_level, summed
 from fastdiff.ops.randn import Seeds, checked_seeds, checked_stream, counted, drawn
 
 
@@ -44,10 +44,12 @@ def q_sample(
     if sum(given is not None for given in (noise, generator, seeds)) > 1:
         raise ValueError("give one of noise, generator and seeds")
     _checks.floating("x0", x0)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator is {generator!r}: pass a torch.Generator, or integers as seeds")
     if noise is not None and not velocity:
         return QSample(add_noise(x0, noise, alpha, sigma), noise, None)
     levels = per_level("alpha", alpha, x0), per_level("sigma", sigma, x0)
-    if noise is None and x0.is_contiguous() and not forwards():
+    if noise is None and x0.is_contiguous() and not _checks.transformed():
         made = _drawn_inside(x0, levels, generator, seeds, stream, velocity)
         if made is not None:
             return made
@@ -66,7 +68,7 @@ def _mixed(x0: Tensor, noise: Tensor, levels: tuple[Tensor, Tensor], velocity: b
         return QSample(add_noise(x0, noise, *levels), noise, None)
     name = backend.select("q_sample", x0.device.type, x0.dtype)
     dense = _checks.dense(x0)
-    call = OVERLOADS[name] if name != "reference" and not forwards() else reference.q_sample
+    call = OVERLOADS[name] if name != "reference" and not _checks.transformed() else reference.q_sample
     x, _, target, _ = call(dense, _checks.laid_out_like(noise, dense), *levels, None, None, 0, True)
     return QSample(x, noise, target)
 
@@ -99,7 +101,7 @@ def _drawn_inside(
 
 def _called(name: str, x0: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """The op, past autograd where no gradient is wanted: finding that out there costs more than this."""
-    if not is_plain(x0, *rest):
+    if torch.compiler.is_compiling() or not is_plain(x0, *rest):
         made: tuple[Tensor, ...] = OVERLOADS[name](x0, *rest)
         return made
     with torch._C._AutoDispatchBelowAutograd():

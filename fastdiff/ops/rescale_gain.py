@@ -31,7 +31,10 @@ def rescale_gain(
     if not 0.0 <= rescale <= 1.0:
         raise ValueError(f"rescale must lie between 0 and 1, got {rescale}")
     name = backend.select("rescale_gain", output.device.type, output.dtype)
-    if name == "reference" or _checks.records(output, uncond):
+    transformed = _checks.transformed()
+    if name == "reference" or transformed or _checks.records(output, uncond):
+        if transformed or torch.compiler.is_compiling():
+            return _on_device(output, uncond, table, index, rescale)
         return reference.rescale_gain(output, uncond, table, index, rescale)
     output = _checks.dense(output)
     uncond = None if uncond is None else _checks.laid_out_like(uncond, output)
@@ -39,6 +42,21 @@ def rescale_gain(
         return OVERLOADS[name](output, uncond, table, index, rescale)
     with _checks.refusals():
         return OVERLOADS[name](output, uncond, table, index, rescale)
+
+
+def _on_device(output: Tensor, uncond: Tensor | None, table: Tensor, index: Tensor, rescale: float) -> Tensor:
+    """The reference with the weights left in tensors, where the host may not read them."""
+    both = (output, uncond) if uncond is not None else output.tensor_split(2)
+    dtype, size = reference.compute_dtype(output.dtype), output[:1].numel()
+    cond, other = (branch.to(dtype).reshape(len(branch), size) for branch in both)
+    row = dict(
+        zip(reference.COLUMNS, table.index_select(0, index.reshape(1))[0].to(dtype).unbind(), strict=True)
+    )
+    guided, against = (
+        torch.where(row[name] == 0, 0.0, row[name] * branch)
+        for name, branch in (("g", cond), ("g_uncond", other))
+    )
+    return reference.gain_between(cond, guided + against, rescale)
 
 
 def _fake(output: Tensor, uncond: Tensor | None, *rest: object) -> Tensor:

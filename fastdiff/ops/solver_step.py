@@ -70,7 +70,7 @@ def solver_step(
     if dtype not in _checks.FLOATS:
         raise TypeError(f"input_dtype is {_checks.short(dtype)}: pass float32, float16, bfloat16 or float64")
     name = backend.select("solver_step", x.device.type, x.dtype)
-    if name == "reference" or dtype == torch.float64:
+    if name == "reference" or dtype == torch.float64 or _solver_step_checks.by_formula(table, index):
         return Step(
             *_reference(
                 x, output, table, index, uncond, *images.values(), bound, gain, *blend, seeds, dtype, doubled
@@ -116,15 +116,19 @@ def solver_step_(
     receives k*x_next (twice). All of these are dense, laid out like x; the others are copied where they are not.
     """
     rest = (uncond, anchor, history, noise, bound, gain, mask, known, known_noise, seeds, input)
-    here = x.is_cpu and (output is None or output.is_cpu)
-    if here and backend.is_direct("solver_step") and not _checks.records(x, output, *rest):
+    done = False
+    if backend.is_direct("solver_step") and not _checks.transformed():
         try:  # the kernel checks all it reads: checking here first would cost more than the step itself
-            NATIVE_(x, output, table, index, *rest)
-        except RuntimeError:
-            _checked_step_(x, output, table, index, *rest)
-    else:
+            here = x.is_cpu and (output is None or output.is_cpu)
+            if here and not _checks.records(x, output, *rest):
+                NATIVE_(x, output, table, index, *rest)
+                done = True
+        except (AttributeError, RuntimeError):
+            pass
+    if not done:
         _checked_step_(x, output, table, index, *rest)
-    if not x.is_inference():
+    # a compiled graph raises the versions itself; so do the reference's own operations
+    if not torch.compiler.is_compiling() and not x.is_inference():
         written: tuple[Tensor, ...] = (x,) if history is None else (x, history)
         if anchor is not None or input is not None:
             written += tuple(t for t in (anchor, input) if t is not None)
@@ -160,7 +164,8 @@ def _checked_step_(
             if tensor is not None and tensor.requires_grad:
                 raise ValueError(f"{given} requires grad: use solver_step, or torch.no_grad()")
     name = backend.select("solver_step", x.device.type, x.dtype)
-    if name == "reference" or (input is not None and input.dtype == torch.float64):
+    formula = name == "reference" or _checks.transformed()
+    if formula or (input is not None and input.dtype == torch.float64):
         with torch.no_grad():
             _reference_(
                 x, output, table, index, uncond, anchor, history, noise, bound, gain, *blend, seeds, input
@@ -170,10 +175,12 @@ def _checked_step_(
     bound, gain = _solver_step_checks.vectors_like(x, bound, gain)
     noise, seeds = _drawn(x, index, noise, seeds)
     noise, *blend = (None if t is None else _checks.laid_out_like(t, x) for t in (noise, *blend))
+    arguments = (x, output, table, index, uncond, anchor, history, noise, bound, gain, *blend, seeds, input)
+    if torch.compiler.is_compiling():
+        INPLACE[name](*arguments)
+        return
     with _checks.refusals():  # a layout or a missing tensor, which only the kernel knows of
-        INPLACE[name](
-            x, output, table, index, uncond, anchor, history, noise, bound, gain, *blend, seeds, input
-        )
+        INPLACE[name](*arguments)
 
 
 def _drawn(
