@@ -148,6 +148,9 @@ def test_device_what_has_no_weight_is_not_read(kernel: Any, generator: torch.Gen
     assert torch.equal(kernel(nan, None, make_table(a=0.0, b=1.0, call=0.0), INDEX, anchor=x).x, x)
     blend = {"mask": torch.zeros_like(x), "known": x, "known_noise": nan}
     assert torch.equal(kernel(x, output, make_table(alpha=1.0), INDEX, **blend).x, x)
+    assert torch.equal(kernel(nan, output, make_table(alpha=1.0), INDEX, **blend).x, x)
+    blend = {"mask": torch.ones_like(x), "known": nan, "known_noise": nan}
+    assert torch.equal(kernel(x, output, make_table(alpha=1.0), INDEX, **blend).x, x)
     idle = kernel(x, output, make_table(call=0.0), INDEX)
     assert torch.equal(idle.value, torch.zeros_like(x)) and torch.equal(idle.x, x)
 

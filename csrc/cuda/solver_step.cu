@@ -84,7 +84,7 @@ __device__ __forceinline__ Floats<V> value_of(
     return value;
 }
 
-// mask*x_next + (1 - mask)*(alpha*known + sigma*known_noise)
+// mask*x_next + (1 - mask)*(alpha*known + sigma*known_noise); what the mask leaves out need not be finite.
 template <int V>
 __device__ __forceinline__ void blend(const SolverStep& s, const RowWeights& w, int64_t at, Floats<V>& next) {
     const Floats<V> mask = load<V>(s.mask, at);
@@ -94,8 +94,10 @@ __device__ __forceinline__ void blend(const SolverStep& s, const RowWeights& w, 
     add(fixed, w.alpha, known);
     add(fixed, w.sigma, noise);
 #pragma unroll
-    for (int i = 0; i < V; ++i)
-        next.lane[i] = fmaf(mask.lane[i], next.lane[i], (1.0f - mask.lane[i]) * fixed.lane[i]);
+    for (int i = 0; i < V; ++i) {
+        const float other = mask.lane[i] != 1.0f ? (1.0f - mask.lane[i]) * fixed.lane[i] : 0.0f;
+        next.lane[i] = mask.lane[i] != 0.0f ? fmaf(mask.lane[i], next.lane[i], other) : other;
+    }
 }
 
 template <int V>
