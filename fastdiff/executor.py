@@ -85,7 +85,8 @@ class Run:
             step = ops.solver_step(
                 x, output, self.table, index[i], uncond=uncond, anchor=anchor, history=history[:3],
                 noise=self._noise(i, x), bound=bound, gain=gain, **self._known(),
-                seeds=self.seeds if row.noise and x.is_contiguous() else None, input_dtype=self.setting.dtype, doubled=self.call.doubled,
+                seeds=self.seeds if row.noise and x.is_contiguous() else None,
+                input_dtype=self.setting.dtype, doubled=self.call.doubled,
             )  # fmt: skip
             states.append(step.x)
             x_in = step.input

@@ -110,6 +110,7 @@ def test_mean_1000_deviation_1(everywhere, layout, dtype, generator):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_large_groups(everywhere, layout, generator):
     check(inputs((1, 16, 64, 64), 1, torch.float32, generator, options="all", layout=layout), generator)
+    check(inputs((1, 8, 256, 256), 1, torch.float32, generator, options="all", layout=layout), generator)
     check(inputs((2, 64, 48, 40), 8, torch.bfloat16, generator, options="all", layout=layout), generator)
 
 

@@ -42,7 +42,7 @@ def test_a_run_on_fake_tensors_leaves_nothing_behind(name):
 def test_what_is_remembered_is_real():
     with FakeTensorMode():
         assert isinstance(row_numbers(77, torch.device("cpu"))[3], FakeTensor)
-        with pytest.raises(Exception, match="(?i)fake"):
+        with pytest.raises(Exception, match=r"(?i)fake"):
             ops.add_noise(torch.ones(2, 3).as_subclass(torch.Tensor), REAL, 0.123, 0.987)
     assert type(row_numbers(77, torch.device("cpu"))[3]) is torch.Tensor
     noisy = ops.add_noise(REAL, REAL, 0.123, 0.987)

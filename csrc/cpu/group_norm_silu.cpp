@@ -190,7 +190,7 @@ void run_backward(GroupNormGrad& args, bool planar) {
     args.kept_size = args.dtype != Dtype::f32 && kept <= kKept ? kept : 0;
     Scratch scratch;
     if (planar) {
-        s.part = std::min<int64_t>(s.pixels, 8192);
+        s.part = std::min<int64_t>(s.pixels, 1024);  // as many as float32 sums up well
         s.parts = s.per_group() * ((s.pixels + s.part - 1) / s.part);
         scratch.want(args.sums, s.items() * s.parts * 4);
     } else {
