@@ -115,7 +115,9 @@ def step_kernel(
         mask = tl.load(mask_ptr + start + ahead, mask=inside, other=1.0)
         kept = row.add(tl.zeros_like(x), row.weight(row_ptr, row.ALPHA), known_ptr, start, ahead, inside)
         kept = row.add(kept, row.weight(row_ptr, row.SIGMA), known_noise_ptr, start, ahead, inside)
-        next = tl.fma(mask, next, (1.0 - mask) * kept)
+        # What the mask leaves out need not be finite.
+        other = tl.where(mask != 1.0, (1.0 - mask) * kept, 0.0)
+        next = tl.where(mask != 0.0, tl.fma(mask, next, other), other)
 
     if IN_PLACE:
         tl.debug_barrier()  # another thread may write the slot of the ring, or the anchor, that this one has read

@@ -122,6 +122,17 @@ def test_device_nan_passes_the_clamp(on_triton: None, generator: torch.Generator
     assert torch.equal(step.x.isnan().cpu(), x.isnan()) and torch.equal(step.value.isnan().cpu(), x.isnan())
 
 
+def test_device_what_a_mask_leaves_out_need_not_be_finite(
+    on_triton: None, generator: torch.Generator
+) -> None:
+    (x, output), _ = arguments(SHAPE, generator)
+    lost = torch.full_like(x, torch.nan)
+    for mask, state, known in ((torch.zeros_like(x), lost, x), (torch.ones_like(x), x, lost)):
+        blend = {"mask": mask, "known": known, "known_noise": lost}
+        step = moved(Case(state, output, make_table(alpha=1.0), blend))()
+        assert torch.equal(step.x.cpu(), x)
+
+
 def test_device_missing_tensor_is_loud(generator: torch.Generator) -> None:
     """The host cannot see the weights, so what a row lacks shows as NaN."""
     (x, output), _ = arguments(SHAPE, generator)
