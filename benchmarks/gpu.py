@@ -73,7 +73,7 @@ def run(part: Part, out: Path) -> dict[str, Any]:
     with open(out / f"{part.name}.log", "w") as log:
         process = subprocess.Popen(
             [sys.executable, *part.command], stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environ,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=heed_interrupts,
         )  # fmt: skip
         try:
             code = process.wait(part.limit)
@@ -81,6 +81,11 @@ def run(part: Part, out: Path) -> dict[str, Any]:
             stop(process)
             code = 124
     return {"exit_code": code, "seconds": round(time.perf_counter() - start, 1), "limit": part.limit}
+
+
+def heed_interrupts() -> None:
+    """In the new process: a shell's background jobs ignore interrupts, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

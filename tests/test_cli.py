@@ -258,7 +258,8 @@ def test_forged_recipes_are_one_line(
 
 def test_interrupt_exits_130_with_nothing_half_written(tmp_path: Path, tiny: Path) -> None:
     script = (
-        "import sys\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "from fastdiff import generate\n"
         "from fastdiff.cli import main\n"
         "watch = generate.Watch.__call__\n"
