@@ -48,43 +48,46 @@ class Run:
         self.x = x
         self.setting = setting
         self.call = Caller(setting.model, plan, x, setting.conditioning, setting.guidance)
-        table = plan.table if setting.guidance is None else setting.guidance.table(plan)
+        guidance = setting.guidance
+        branches = None if guidance is None else (guidance.scale, guidance.interval)
+        self.table = _table(plan, branches, x.device)
         # Python numbers of the rows, for what is computed outside the kernel: never read back from the device.
         self.watched = setting.watcher.callback is not None
-        self.weights = [dict(zip(COLUMNS, row)) for row in table.tolist()] if self.watched else []
-        self.table = _plan_table(plan, x.device) if setting.guidance is None else _on_device(table, x.device)
+        self.weights = (
+            [dict(zip(COLUMNS, row)) for row in _rows(plan, branches).tolist()] if self.watched else []
+        )
+        self.index = row_numbers(len(self.table), x.device)
         self.seeds = _row_seeds(setting.source, x) if plan.stochastic else None
 
     def in_place(self) -> Tensor:
         """The loop for sampling: state, history and model input are buffers that every step reuses."""
         x = self.x.clone()
-        x_in = self._first_input(x) if self._needs_input() else None
+        x_in = self.first_input(x) if self.needs_input() else None
         step: ops.Stepper | None = None
         for i, row in enumerate(self.plan.rows):
             output, uncond = self.call(i, x if x_in is None else x_in) if row.call else (None, None)
             if step is None:
                 if output is not None and output.stride() != x.stride() and ops.is_dense(output):
                     # The model works in another layout: take it, so that no step must convert.
-                    x = _empty_like(output, len(x), x.dtype).copy_(x)
-                    x_in = None if x_in is None else self._first_input(x)
+                    x = empty_like(output, len(x), x.dtype).copy_(x)
+                    x_in = None if x_in is None else self.first_input(x)
                 step = self._stepper(x, x_in)
             gain, bound = self._before_step(i, x, output, uncond)
-            step(i, output, uncond, self._noise(i, x), bound, gain)
-        return x.detach() if x.stride() == self.x.stride() else _empty_like(self.x, len(x)).copy_(x)
+            step(i, output, uncond, self.noise(i, x), bound, gain)
+        return x.detach() if x.stride() == self.x.stride() else empty_like(self.x, len(x)).copy_(x)
 
     def recorded(self) -> list[Tensor]:
         """The loop that keeps x after each row, the starting point first; gradients flow through it."""
         states, anchor, history = [self.x], self.x, list[Tensor]()
         x_in = (self.plan.input_scale * self.x).to(self.setting.dtype)
         x_in = torch.cat([x_in, x_in]) if self.call.doubled else x_in
-        index = row_numbers(len(self.table), self.x.device)
         for i, row in enumerate(self.plan.rows):
             x, history = states[-1], history[row.forget :]
             output, uncond = self.call(i, x_in) if row.call else (None, None)
             gain, bound = self._before_step(i, x, output, uncond)
             step = ops.solver_step(
-                x, output, self.table, index[i], uncond=uncond, anchor=anchor, history=history[:3],
-                noise=self._noise(i, x), bound=bound, gain=gain, **self._known(),
+                x, output, self.table, self.index[i], uncond=uncond, anchor=anchor, history=history[:3],
+                noise=self.noise(i, x), bound=bound, gain=gain, **self.known(),
                 seeds=self.seeds if row.noise and x.is_contiguous() else None,
                 input_dtype=self.setting.dtype, doubled=self.call.doubled,
             )  # fmt: skip
@@ -94,13 +97,13 @@ class Run:
             anchor = step.x if row.accept else anchor
         return states
 
-    def _needs_input(self) -> bool:
+    def needs_input(self) -> bool:
         """Whether the model's input differs from the state."""
         return self.plan.scales_input or self.call.doubled or self.setting.dtype != self.x.dtype
 
-    def _first_input(self, x: Tensor) -> Tensor:
+    def first_input(self, x: Tensor) -> Tensor:
         """A buffer for the model's input laid out like x, twice the batch if doubled, holding the first one."""
-        x_in = _empty_like(x, len(x) * (2 if self.call.doubled else 1), self.setting.dtype)
+        x_in = empty_like(x, len(x) * (2 if self.call.doubled else 1), self.setting.dtype)
         x_in.unflatten(0, (-1, len(x)))[:] = self.plan.input_scale * x
         return x_in
 
@@ -111,17 +114,17 @@ class Run:
         # A kernel draws in contiguous order; for another layout the source draws, and the step is given the noise.
         seeds = self.seeds if x.is_contiguous() else None
         return ops.stepper(
-            x, self.table, anchor=anchor, history=history, **self._known(), seeds=seeds, input=x_in
+            x, self.table, anchor=anchor, history=history, **self.known(), seeds=seeds, input=x_in
         )
 
-    def _known(self) -> dict[str, Tensor | None]:
+    def known(self) -> dict[str, Tensor | None]:
         """What inpainting puts back, by the names of the step's arguments."""
         inpaint = self.setting.inpaint
         if inpaint is None:
             return {}
         return {"mask": inpaint.mask, "known": inpaint.image, "known_noise": inpaint.noise}
 
-    def _noise(self, i: int, x: Tensor) -> Tensor | None:
+    def noise(self, i: int, x: Tensor) -> Tensor | None:
         row = self.plan.rows[i]
         if not row.noise or (self.seeds is not None and x.is_contiguous()):
             return None  # nothing to add, or the step draws it
@@ -131,26 +134,44 @@ class Run:
         self, i: int, x: Tensor, output: Tensor | None, uncond: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """The gain and bound of row i, where there are any; the watcher hears of the model call."""
-        guidance, threshold, watcher = self.setting.guidance, self.setting.threshold, self.setting.watcher
         if output is None:
             return None, None
+        gain, bound = self.factors(x, output, uncond, self.table, self.index[i], guided=self.call.guided[i])
+        self.tell(i, x, output, uncond, gain, bound)
+        return gain, bound
+
+    def factors(
+        self, x: Tensor, output: Tensor, uncond: Tensor | None, table: Tensor, index: Tensor, *, guided: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What guidance rescale and dynamic thresholding make of a model's outputs: the step's gain and bound."""
+        guidance, threshold = self.setting.guidance, self.setting.threshold
         gain = bound = None
-        if guidance is not None and guidance.rescale and self.call.guided[i]:
-            index = row_numbers(len(self.table), x.device)[i]
-            gain = ops.rescale_gain(output, uncond, self.table, index, rescale=guidance.rescale).to(x.dtype)
+        if guidance is not None and guidance.rescale and guided:
+            gain = ops.rescale_gain(output, uncond, table, index, rescale=guidance.rescale).to(x.dtype)
         if threshold is not None:
-            index = row_numbers(len(self.table), x.device)[i]
             bound = ops.dynamic_bound(
-                x, output, self.table, index, uncond=uncond, gain=gain, quantile=threshold.quantile,
+                x, output, table, index, uncond=uncond, gain=gain, quantile=threshold.quantile,
                 most=threshold.most,
             )  # fmt: skip
+        return gain, bound
+
+    def tell(
+        self,
+        i: int,
+        x: Tensor,
+        output: Tensor,
+        uncond: Tensor | None,
+        gain: Tensor | None,
+        bound: Tensor | None,
+    ) -> None:
+        """The watcher hears of row i's model call."""
+        watcher = self.setting.watcher
         if not self.watched:
             watcher.count()
-            return gain, bound
+            return
         cond, other = reference.branches(output, uncond, len(x))
         assert cond is not None
         watcher.see(self.plan.rows[i], Outputs(x, cond, other, self.weights[i], gain), bound)
-        return gain, bound
 
 
 def _row_seeds(source: NoiseSource, x: Tensor) -> Tensor | None:
@@ -158,19 +179,18 @@ def _row_seeds(source: NoiseSource, x: Tensor) -> Tensor | None:
     return source.seeds_on(x.device) if isinstance(source, CounterNoise) else None
 
 
-def _on_device(table: NDArray[np.float64], device: torch.device) -> Tensor:
-    return torch.tensor(table, device="cpu").to(device)
+def _rows(plan: Plan, branches: tuple[float, tuple[float, float]] | None) -> NDArray[np.float64]:
+    """The plan's table, with the branches of a guidance of this scale and interval weighted."""
+    return plan.table if branches is None else Guidance(branches[0], interval=branches[1]).table(plan)
 
 
 @remembered(32)
-def _plan_table(plan: Plan, device: torch.device) -> Tensor:
-    with torch.inference_mode(
-        False
-    ):  # remembered beyond this run, which a tensor of inference mode must not be
-        return _on_device(plan.table, device)
+def _table(plan: Plan, branches: tuple[float, tuple[float, float]] | None, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # remembered beyond this run, which a tensor of that mode must not be
+        return torch.tensor(_rows(plan, branches), device="cpu").to(device)
 
 
-def _empty_like(like: Tensor, images: int, dtype: torch.dtype | None = None) -> Tensor:
+def empty_like(like: Tensor, images: int, dtype: torch.dtype | None = None) -> Tensor:
     """[images, *like.shape[1:]], dense, laid out like `like` if that is."""
     dense = like if ops.is_dense(like) else like.contiguous()
     strides = (
