@@ -20,13 +20,12 @@ def add_noise(x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | T
     x0, noise: [B, ...], one dtype and device; alpha, sigma: a number, or one for each sample [B].
     Returns a tensor like x0 (dtype, memory format). Differentiable in every tensor.
     """
-    if backend.is_direct("add_noise") and is_plain(x0, noise, alpha, sigma):
+    if backend.is_direct("add_noise") and is_plain(x0, noise, alpha, sigma) and ordinary():
         try:  # the kernel checks all it reads, at a fraction of the cost
-            with (
-                torch._C._AutoDispatchBelowAutograd()
-            ):  # finding out that no gradient is wanted costs as much again
+            # below autograd: finding out that no gradient is wanted costs as much again
+            with torch._C._AutoDispatchBelowAutograd():
                 return NATIVE(x0, noise, _direct(alpha), _direct(sigma))
-        except (RuntimeError, TypeError, NotImplementedError):
+        except (RuntimeError, TypeError):
             pass
     return _checked(x0, noise, alpha, sigma)
 
@@ -51,9 +50,7 @@ def _direct(value: float | Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _number(value: float) -> Tensor:
-    """value as float32 [1] for the C++ kernel, which only reads it."""
-    if not ordinary():
-        raise NotImplementedError  # a stand-in, which would be remembered
+    """value as float32 [1] for the C++ kernel, which only reads it; asked for where no stand-in would be made."""
     return torch.full((1,), value, dtype=torch.float32, device="cpu")
 
 
