@@ -78,7 +78,7 @@ class Caller:
         )
         self.branches = Branches.of(conditioning, guidance, len(x), guided=any(self.guided))
         self.doubled = self.branches.doubled
-        self.times = times_of(plan, len(x) * (2 if self.doubled else 1), x.device)
+        self.time_table, self.times = _times(plan, len(x) * (2 if self.doubled else 1), x.device)
 
     def __call__(self, i: int, x_in: Tensor) -> tuple[Tensor, Tensor | None]:
         """The model's outputs for row i, as Branches.call gives them."""
@@ -116,13 +116,13 @@ def _joined(name: str, cond: Any, uncond: Any, images: int) -> Any:
     )
 
 
-def times_of(plan: Plan, images: int, device: torch.device) -> tuple[Tensor, ...]:
-    """The model's time of each row for each image: float32 [images]."""
+def _times(plan: Plan, images: int, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The model's time of each row for each image: float32 [rows, images], and its rows."""
     times, rows = _remembered_times(plan, images, device)
     if times._version:  # a model wrote to its t
         _remembered_times.cache_clear()
         times, rows = _remembered_times(plan, images, device)
-    return rows
+    return times, rows
 
 
 @remembered(32)

@@ -104,13 +104,17 @@ class Run:
     def first_input(self, x: Tensor) -> Tensor:
         """A buffer for the model's input laid out like x, twice the batch if doubled, holding the first one."""
         x_in = empty_like(x, len(x) * (2 if self.call.doubled else 1), self.setting.dtype)
-        x_in.unflatten(0, (-1, len(x)))[:] = self.plan.input_scale * x
+        self.fill_input(x_in, x)
         return x_in
+
+    def fill_input(self, x_in: Tensor, x: Tensor) -> None:
+        """The model's first input, in a buffer for it."""
+        x_in.unflatten(0, (-1, len(x)))[:] = self.plan.input_scale * x
 
     def _stepper(self, x: Tensor, x_in: Tensor | None) -> ops.Stepper:
         """What takes the steps on x, with the anchor and the history that the plan needs."""
         anchor = x.clone() if self.plan.needs_anchor else None
-        history = _ring(x, self.plan.slots) if self.plan.slots else None
+        history = ring(x, self.plan.slots) if self.plan.slots else None
         # A kernel draws in contiguous order; for another layout the source draws, and the step is given the noise.
         seeds = self.seeds if x.is_contiguous() else None
         return ops.stepper(
@@ -202,6 +206,6 @@ def empty_like(like: Tensor, images: int, dtype: torch.dtype | None = None) -> T
     )
 
 
-def _ring(x: Tensor, slots: int) -> Tensor:
+def ring(x: Tensor, slots: int) -> Tensor:
     """A history of `slots` values laid out like x: [slots, *x.shape]."""
     return torch.empty_strided((slots, *x.shape), (x.numel(), *x.stride()), dtype=x.dtype, device=x.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from fastdiff.adaptive import AdaptivePlan, Options
 from fastdiff.calling import Model
 from fastdiff.events import Callback, Watcher
 from fastdiff.executor import Run, Setting
+from fastdiff.graphs.recorder import CannotCapture
+from fastdiff.graphs.run import walked
 from fastdiff.guidance import Guidance
 from fastdiff.inpainting import Inpaint
 from fastdiff.levels import Level
@@ -50,6 +52,7 @@ def sample(
     callback: Callback | None = None,
     progress: bool = False,
     differentiable: bool = False,
+    graph: bool | Literal["auto"] = False,
 ) -> Tensor:
     """Samples a diffusion model.
 
@@ -75,6 +78,9 @@ def sample(
     device: where a shape is drawn; the generator's or the CPU by default.
     callback: called with an Event at each model call; event.cancel() ends the run. progress: show a bar.
     differentiable: record gradients through every step.
+    graph: on a GPU, capture the model's call and the step as one CUDA graph and replay it for every row, in this run
+        and in later ones like it (docs/graphs.md says what the model must be for that). "auto": where that can be;
+        True: an error, CannotCapture, where it cannot.
 
     Returns the image at the last level, [B, ...], with x's dtype (`dtype` or float32 if x was a shape).
     Raises ValueError or TypeError for arguments that do not fit, Cancelled if a callback asked for it.
@@ -82,10 +88,15 @@ def sample(
     _check_types(schedule, guidance, threshold, inpaint, noise, options, conditioning, dtype, generator)
     if threshold is not None and clip is not None:
         raise ValueError("give clip or threshold, not both")
+    if graph not in (True, False, "auto"):
+        raise ValueError(f"graph is {graph!r}: pass True, False or 'auto'")
     source = noise_source(seed=seed, generator=generator, noise=noise)
     model_dtype = dtype or (x.dtype if isinstance(x, Tensor) else torch.float32)
     plan = planned(sampler, schedule, steps=steps, prediction=prediction, clip=clip, options=options)
     plan = plan if strength is None else plan.start_at(strength)
+    if graph is True and (differentiable or isinstance(plan, AdaptivePlan)):
+        why = "record gradients" if differentiable else "choose its steps as it goes"
+        raise CannotCapture(f"a graph cannot {why}: leave graph=False, or pass 'auto'")
     # An adaptive run numbers the rows of each attempt from 0: they do not tell CounterNoise what was drawn before.
     by_row = isinstance(plan, AdaptivePlan) and isinstance(source, CounterNoise)
     if (plan.needs_path or by_row) and isinstance(source, (GeneratorNoise, SeededNoise, CounterNoise)):
@@ -106,7 +117,10 @@ def sample(
             result = plan.walk(start, setting)
         else:
             run = Run(plan, start, setting)
-            result = run.recorded()[-1] if differentiable else run.in_place()
+            if differentiable:
+                result = run.recorded()[-1]
+            else:
+                result = walked(run, must=graph is True) if graph else run.in_place()
     return result.to(model_dtype if not isinstance(x, Tensor) else x.dtype)
 
 

@@ -39,6 +39,7 @@ FLOORS: dict[str, int] = {
             "executor",
             "sampling",
             "adaptive",
+            "graphs",
         ],
         3,
     ),
