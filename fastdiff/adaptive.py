@@ -129,7 +129,7 @@ class AdaptivePlan:
             down = to if not fresh else to.at(max(carried / to.alpha, end.ratio))
             states = self._run(list(attempt(level, down, options.order)), x, setting)
             low, high = states[-1], states[-2]
-            if size.accepts(_error(low, high, before, options.rtol, options.atol)):
+            if size.accepts(error_of(low, high, before, options.rtol, options.atol)):
                 span, before, x, level = (level, to), low, high, to
                 if down.ratio < to.ratio:
                     x = self._run([_renoise(down, to, options.s_noise, span)], x, setting)[-1]
@@ -171,7 +171,7 @@ def _renoise(down: Level, to: Level, s_noise: float, span: tuple[Level, Level]) 
     return Row(down, to, x=keep, noise=s_noise * noise, span=span, call=False)
 
 
-def _error(low: Tensor, high: Tensor, before: Tensor, rtol: float, atol: float) -> float:
+def error_of(low: Tensor, high: Tensor, before: Tensor, rtol: float, atol: float) -> float:
     """Root mean square of the difference over the tolerance: a host number, since it decides."""
     tolerance = torch.clamp(rtol * torch.maximum(low.abs(), before.abs()), min=atol)
     error = float(((low - high) / tolerance).square().mean().sqrt())

@@ -1,0 +1,193 @@
+"""k-diffusion's samplers, with its signatures, its calls and its numbers, one fused step for each model call.
+
+model(x, sigma, **extra_args) -> denoised, with sigma: [B]; x: [B, ...], noise of deviation sigmas[0]; sigmas: [N + 1],
+usually falling to 0. callback hears a dict of x, i, sigma, sigma_hat and denoised after the first model call of each
+step. disable: of the progress bar. All run without gradients, as k-diffusion's do: `sample_euler.__wrapped__` and so on
+are the same functions without torch.no_grad(), for gradients through the whole loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.kdiffusion.noise import BrownianTreeNoiseSampler, NoiseSampler, default_noise_sampler
+from fastdiff.kdiffusion.run import Callback, Denoiser, Extra, Run
+from fastdiff.kdiffusion.script import checked, script_of
+from fastdiff.samplers._moves import check_amount
+
+
+def _walk(
+    name: str, model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra, callback: Callback | None,
+    disable: bool | None, options: Mapping[str, Any], noise_sampler: NoiseSampler | None = None,
+) -> Tensor:  # fmt: skip
+    if len(sigmas) < 2:
+        checked(sigmas)
+        return x
+
+    def about(i: int, sigma_hat: Tensor) -> dict[str, Tensor]:
+        return {"sigma": sigmas[i], "sigma_hat": sigma_hat}
+
+    script = script_of(name, sigmas, options)
+    return Run(model, x, about, extra_args, callback, disable, noise_sampler).along(script)
+
+
+def _churn(sigmas: Tensor, amount: float, low: float, high: float, s_noise: float) -> dict[str, float]:
+    """The planners' options of churn, the bounds rounded as a comparison with sigmas rounds them."""
+    if not amount >= 0:
+        raise ValueError(f"s_churn must be at least 0, got {amount}")
+    dtype = sigmas.dtype if sigmas.is_floating_point() else torch.get_default_dtype()
+    low, high = torch.tensor([low, high], dtype=dtype).tolist()
+    return {
+        "churn": min(float(amount), len(sigmas) - 1.0),
+        "s_min": low,
+        "s_max": high,
+        "s_noise": float(s_noise),
+    }
+
+
+def _fresh(eta: float, s_noise: float) -> dict[str, float]:
+    """How much noise is drawn afresh, and the factor on it."""
+    check_amount("eta", eta)
+    return {"eta": float(eta), "s_noise": float(s_noise)}
+
+
+def _tree(x: Tensor, sigmas: Tensor, given: NoiseSampler | None) -> NoiseSampler:
+    """The noise sampler given, or a Brownian path from the largest sigma to the smallest above 0."""
+    values = checked(sigmas)
+    if given is not None or len(values) < 2:
+        return given or default_noise_sampler(x)
+    low, high = min(value for value in values if value), max(values)
+    return BrownianTreeNoiseSampler(x, sigmas[values.index(low)], sigmas[values.index(high)])
+
+
+@torch.no_grad()
+def sample_euler(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
+    disable: bool | None = None, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Euler's method, with noise put back by s_churn (arXiv:2206.00364, algorithm 2 without its correction)."""
+    churn = _churn(sigmas, s_churn, s_tmin, s_tmax, s_noise)
+    return _walk("euler", model, x, sigmas, extra_args, callback, disable, churn)
+
+
+@torch.no_grad()
+def sample_heun(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
+    disable: bool | None = None, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Heun's method, two calls a step (arXiv:2206.00364, algorithm 2)."""
+    churn = _churn(sigmas, s_churn, s_tmin, s_tmax, s_noise)
+    return _walk("heun", model, x, sigmas, extra_args, callback, disable, churn)
+
+
+@torch.no_grad()
+def sample_dpm_2(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
+    disable: bool | None = None, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """The midpoint method in log sigma, two calls a step (arXiv:2206.00927)."""
+    churn = _churn(sigmas, s_churn, s_tmin, s_tmax, s_noise)
+    return _walk("dpm_2", model, x, sigmas, extra_args, callback, disable, churn)
+
+
+@torch.no_grad()
+def sample_lms(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
+    disable: bool | None = None, order: int = 4,
+) -> Tensor:  # fmt: skip
+    """Linear multistep of order 1 to 4: Adams-Bashforth on the uneven grid."""
+    return _walk("lms", model, x, sigmas, extra_args, callback, disable, {"order": order})
+
+
+def _ancestral(
+    name: str, model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra, callback: Callback | None,
+    disable: bool | None, eta: float, s_noise: float, noise_sampler: NoiseSampler | None,
+) -> Tensor:  # fmt: skip
+    source = noise_sampler or default_noise_sampler(x)
+    return _walk(name, model, x, sigmas, extra_args, callback, disable, _fresh(eta, s_noise), source)
+
+
+@torch.no_grad()
+def sample_euler_ancestral(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
+    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
+) -> Tensor:  # fmt: skip
+    """Euler's method to a lower sigma, then fresh noise."""
+    return _ancestral(
+        "euler_ancestral", model, x, sigmas, extra_args, callback, disable, eta, s_noise, noise_sampler
+    )
+
+
+@torch.no_grad()
+def sample_dpm_2_ancestral(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
+    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
+) -> Tensor:  # fmt: skip
+    """`sample_dpm_2` to a lower sigma, then fresh noise."""
+    return _ancestral(
+        "dpm_2_ancestral", model, x, sigmas, extra_args, callback, disable, eta, s_noise, noise_sampler
+    )
+
+
+@torch.no_grad()
+def sample_dpmpp_2s_ancestral(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
+    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
+) -> Tensor:  # fmt: skip
+    """DPM-Solver++(2S) to a lower sigma, then fresh noise; two calls a step (arXiv:2211.01095)."""
+    return _ancestral(
+        "dpmpp_2s_ancestral", model, x, sigmas, extra_args, callback, disable, eta, s_noise, noise_sampler
+    )
+
+
+@torch.no_grad()
+def sample_dpmpp_sde(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
+    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
+    r: float = 0.5,
+) -> Tensor:  # fmt: skip
+    """DPM-Solver++ (stochastic), noise in both of its stages; r, between 0 and 1, is where the first one ends."""
+    source = _tree(x, sigmas, noise_sampler)
+    options = {**_fresh(eta, s_noise), "r": float(r)}
+    return _walk("dpmpp_sde", model, x, sigmas, extra_args, callback, disable, options, source)
+
+
+@torch.no_grad()
+def sample_dpmpp_2m(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
+    disable: bool | None = None,
+) -> Tensor:  # fmt: skip
+    """DPM-Solver++(2M), one call a step (arXiv:2211.01095)."""
+    return _walk("dpmpp_2m", model, x, sigmas, extra_args, callback, disable, {})
+
+
+@torch.no_grad()
+def sample_dpmpp_2m_sde(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
+    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
+    solver_type: str = "midpoint",
+) -> Tensor:  # fmt: skip
+    """DPM-Solver++(2M) SDE; solver_type "midpoint" or "heun"."""
+    source = _tree(x, sigmas, noise_sampler)
+    options = {**_fresh(eta, s_noise), "solver_type": solver_type}
+    return _walk("dpmpp_2m_sde", model, x, sigmas, extra_args, callback, disable, options, source)
+
+
+@torch.no_grad()
+def sample_dpmpp_3m_sde(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
+    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
+) -> Tensor:  # fmt: skip
+    """DPM-Solver++(3M) SDE, one call a step."""
+    source = _tree(x, sigmas, noise_sampler)
+    return _walk(
+        "dpmpp_3m_sde", model, x, sigmas, extra_args, callback, disable, _fresh(eta, s_noise), source
+    )
