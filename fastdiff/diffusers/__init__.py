@@ -1,0 +1,19 @@
+"""Drop-in schedulers: `from fastdiff.diffusers import DDIMScheduler` in place of diffusers'. Nothing else changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastdiff.diffusers.classes import CLASSES, convert, revert
+
+__all__ = ["CLASSES", "convert", "revert"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in CLASSES:
+        return CLASSES[name]
+    raise AttributeError(f"module 'fastdiff.diffusers' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *CLASSES])

@@ -1,0 +1,77 @@
+"""The classes: one of ours for each continuous scheduler of the installed diffusers, made of its own."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from typing import Any
+
+import diffusers
+from diffusers.schedulers import SchedulerMixin
+
+from fastdiff.diffusers.fused import Fused
+
+NAMES = (
+    "CMStochasticIterativeScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler",
+    "CosineDPMSolverMultistepScheduler", "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler",
+    "DDPMParallelScheduler", "DDPMScheduler", "DDPMWuerstchenScheduler", "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMapEulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler",
+    "HeunDiscreteScheduler", "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LCMScheduler", "LMSDiscreteScheduler", "LTXEulerAncestralRFScheduler", "MiniMaxH3Scheduler", "PNDMScheduler",
+    "RePaintScheduler", "SASolverScheduler", "SCMScheduler", "TCDScheduler", "UnCLIPScheduler",
+    "UniPCMultistepScheduler",
+)  # fmt: skip
+
+
+def _made(base: type) -> type:
+    """Our subclass of a diffusers scheduler, with the same signatures."""
+    body: dict[str, Any] = {
+        "base": base,
+        "parameters": inspect.signature(base.step).parameters,
+        "counter": _counter(base),
+        "__doc__": f"{base.__name__} of diffusers with a fused step.",
+        "__module__": base.__module__,  # what diffusers writes into model_index.json: it loads without fastdiff
+    }
+    for name in ("step", "set_timesteps", "scale_model_input"):
+        if hasattr(base, name):
+            body[name] = functools.wraps(getattr(base, name))(_forwarding(getattr(Fused, name)))
+    return type(base.__name__, (Fused, base), body)
+
+
+def _forwarding(method: Any) -> Any:
+    return lambda self, *args, **kwargs: method(self, *args, **kwargs)
+
+
+def _counter(base: type) -> str | None:
+    source = inspect.getsource(base)
+    return "_step_index" if "self._step_index" in source else "counter" if "self.counter" in source else None
+
+
+CLASSES: dict[str, type] = {}
+for _name in NAMES:
+    _base = getattr(diffusers, _name, None)
+    if isinstance(_base, type) and issubclass(_base, SchedulerMixin):
+        CLASSES[_name] = _made(_base)
+
+
+def convert(scheduler: Any) -> Any:
+    """Our scheduler in place of diffusers', in the same state; one without a counterpart comes back unchanged."""
+    ours = CLASSES.get(type(scheduler).__name__)
+    return scheduler if ours is None or ours.base is not type(scheduler) else _as(scheduler, ours)
+
+
+def revert(scheduler: Any) -> Any:
+    """The plain diffusers scheduler again, in the same state."""
+    return _as(scheduler, scheduler.base) if isinstance(scheduler, Fused) else scheduler
+
+
+def _as(scheduler: Any, kind: type) -> Any:
+    made = object.__new__(kind)
+    made.__dict__.update(
+        {k: v for k, v in vars(scheduler).items() if k not in ("_run", "_memo", "_of_thread")}
+    )
+    return made

@@ -1,0 +1,89 @@
+"""Noise as diffusers would draw it: the same draws in the same order, of the same shape and dtype."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from fastdiff import ops
+from fastdiff.diffusers.plans import TracedPlan
+from fastdiff.diffusers.solving import Line
+from fastdiff.diffusers.tracing import plain_copy
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """result: of the sample that step() returns; draw: of a draw that is not float32 by decree."""
+
+    result: torch.dtype
+    draw: torch.dtype
+
+
+def dtypes(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: torch.dtype) -> Dtypes:
+    """What diffusers makes of these two dtypes: the common one, or found by its own step where they differ."""
+    if sample == output:
+        return Dtypes(sample, sample)
+    memo = scheduler._memo
+    key = (sample, output)
+    if key not in memo:
+        memo[key] = _observed(scheduler, plan, sample, output)
+    kind: Dtypes = memo[key]
+    return kind
+
+
+class _Watch(TorchFunctionMode):
+    """Notes the dtype of each draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.dtype] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func is torch.randn:
+            self.seen.append(made.dtype)
+        return made
+
+
+def _observed(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: torch.dtype) -> Dtypes:
+    """diffusers' own step on two numbers, until one has drawn noise."""
+    plain = plain_copy(scheduler, scheduler.base)
+    if hasattr(plain, "_step_index"):
+        plain._step_index = plan.begin
+    image = torch.zeros(1, 2, dtype=sample, device="cpu")
+    forked = torch.Generator().manual_seed(0)
+    accepts = "generator" in scheduler.parameters
+    result = None
+    with _Watch() as watch:
+        for time in list(plain.timesteps)[plan.begin :]:
+            given = {"generator": forked} if accepts else {}
+            step = plain.step(image.to(output), time, image, **given, return_dict=False)
+            result = result or step[0].dtype
+            if watch.seen or not plan.stochastic:
+                break
+    assert result is not None
+    return Dtypes(result, next((d for d in watch.seen if d != torch.float32), torch.float32))
+
+
+def noise(scheduler: Any, line: Line, sample: Tensor, generator: Any, draw: torch.dtype) -> Tensor | None:
+    """The noise of one step; draws that the step does not use are made all the same."""
+    if line.span is not None:
+        made: Tensor = scheduler.noise_source(sample, generator)(*map(torch.tensor, line.span))
+        return made
+    drawn = [_randn(sample, generator, dtype or draw) for dtype in line.draws]
+    return drawn[line.drawn] if line.drawn >= 0 else None
+
+
+def _randn(sample: Tensor, generator: Any, dtype: torch.dtype) -> Tensor:
+    if isinstance(generator, list) and len(generator) == 1:
+        generator = generator[0]
+    on_cpu = sample.is_cpu and isinstance(generator, torch.Generator | None)
+    if on_cpu and dtype == torch.float32:
+        return ops.randn(sample.shape, generator=generator, device="cpu")
+    return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)

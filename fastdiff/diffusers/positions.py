@@ -1,0 +1,47 @@
+"""Where in its schedule a scheduler stands, found without reading a timestep back from its device.
+
+A pipeline passes step() the elements of scheduler.timesteps: their address tells their place. So a new loop, an
+interrupted one and steps out of order are told apart, which a counter alone does not do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def place_of(timestep: Any, timesteps: Tensor) -> int | None:
+    """The index of `timestep` in `timesteps` if it is an element of that very tensor."""
+    if not isinstance(timestep, Tensor) or timestep.dtype != timesteps.dtype:
+        return None
+    if timestep.device != timesteps.device or timestep.is_meta:
+        return None
+    size = timesteps.element_size() * (timesteps.stride(0) if timesteps.dim() else 1)
+    offset = timestep.data_ptr() - timesteps.data_ptr()
+    if not size or offset % size or not 0 <= offset // size < timesteps.numel():
+        return None
+    alone = timestep.dim() == 0 or not any(timestep.stride()) or timestep.numel() == 1
+    return offset // size if alone else None
+
+
+def value_of(timestep: Any, place: int | None, times: list[float]) -> float | None:
+    """The timestep as a number; a device tensor that is no element of the timesteps must be read back."""
+    if place is not None:
+        return times[place]
+    if isinstance(timestep, Tensor):
+        return float(timestep.reshape(-1)[0]) if timestep.numel() == 1 else None
+    return float(timestep)
+
+
+def first_index(scheduler: Any, timestep: Any, place: int | None, times: list[float]) -> int:
+    """The step at which a loop begins that begins with `timestep`, as diffusers finds it."""
+    if scheduler.begin_index is not None:
+        return int(scheduler.begin_index)
+    value = value_of(timestep, place, times)
+    found = [i for i, time in enumerate(times) if time == value]
+    if found:
+        # The second of equal ones, as diffusers does: no level is skipped where a loop starts part-way.
+        return found[min(1, len(found) - 1)]
+    scheduler._init_step_index(timestep)
+    return int(scheduler._step_index)

@@ -1,0 +1,95 @@
+"""What step() returns: diffusers' own classes and tuples, their further images computed when somebody looks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.diffusers.solving import Extra, Line
+from fastdiff.diffusers.tracing import plain_copy
+
+Images = tuple[Tensor, Tensor, Tensor | None]
+Maker = Callable[[], Tensor | None]
+
+
+class LazyTuple(tuple[Any, ...]):
+    """A tuple whose entries after the first are computed when somebody reads them."""
+
+    _makers: Sequence[Maker]
+
+    def __new__(cls, first: Tensor, makers: Sequence[Maker]) -> LazyTuple:
+        self = super().__new__(cls, (first, *(None for _ in makers)))
+        self._makers = [functools.cache(make) for make in makers]
+        return self
+
+    def _whole(self) -> tuple[Any, ...]:
+        return (tuple.__getitem__(self, 0), *(make() for make in self._makers))
+
+    def __getitem__(self, key: Any) -> Any:
+        return tuple.__getitem__(self, 0) if key == 0 else self._whole()[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._whole())
+
+    def __reduce__(self) -> Any:
+        return tuple, (self._whole(),)
+
+
+def result(
+    scheduler: Any, line: Line, prev_sample: Tensor, images: Images, bound: Tensor | None, return_dict: bool
+) -> Any:
+    """step()'s result. images: the sample, the model's output and the noise of this step; bound: of its clamp."""
+    makers = [
+        functools.partial(_extra, extra, line, images, bound, prev_sample.dtype) for extra in line.extras
+    ]
+    if not return_dict:
+        return LazyTuple(prev_sample, makers) if makers else (prev_sample,)
+    kind, names = output_class(scheduler)
+    return kind(**dict(zip(names, (prev_sample, *(make() for make in makers)))))
+
+
+def _extra(
+    extra: Extra | None, line: Line, images: Images, bound: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """One further image, at full precision, then rounded."""
+    if extra is None:
+        return None
+    wide = torch.float64 if images[0].dtype == torch.float64 else torch.float32
+    sample, output, noise = (None if image is None else image.to(wide) for image in images)
+    assert sample is not None and output is not None
+    made = torch.zeros_like(sample)
+    if extra.x:
+        made = made + extra.x * sample
+    if extra.output:
+        made = made + extra.output * output
+    if extra.denoised:
+        made = made + extra.denoised * _denoised(line, sample, output, bound)
+    if extra.noise and noise is not None:
+        made = made + extra.noise * noise
+    return made.to(dtype)
+
+
+def _denoised(line: Line, sample: Tensor, output: Tensor, bound: Tensor | None) -> Tensor:
+    p, q, lo, hi = line.denoised
+    image = q * output if not p else p * sample + q * output
+    if bound is None:
+        return image.clamp(lo, hi)
+    most = bound.reshape(-1, *(1,) * (image.dim() - 1)).to(image.dtype)
+    return image.clamp(-most, most) / most
+
+
+def output_class(scheduler: Any) -> tuple[type, list[str]]:
+    """The class of step()'s result and its fields: what diffusers' own step returns for two numbers."""
+    memo = scheduler._memo
+    if "output_class" not in memo:
+        plain = plain_copy(scheduler, scheduler.base)
+        if hasattr(plain, "_step_index"):
+            plain._step_index = 0
+        made = plain.step(torch.zeros(1, 2), plain.timesteps[0], torch.zeros(1, 2), return_dict=True)
+        memo["output_class"] = type(made), list(made.keys()) or ["prev_sample"]
+    kind: tuple[type, list[str]] = memo["output_class"]
+    return kind

@@ -1,0 +1,117 @@
+"""A run: what is kept between the steps of one loop, and the one fused kernel that takes a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff import ops
+from fastdiff.diffusers.plans import TracedPlan
+from fastdiff.plan import COLUMN
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(eq=False)
+class Run:
+    """One loop over the steps of a plan.
+
+    next: the step expected; place: where in scheduler.timesteps it is expected; samples: those given, newest first;
+    state: the float32 state behind a sample of lower precision; returned: the sample last returned, and its version.
+    """
+
+    plan: TracedPlan
+    next: int
+    place: int | None = None
+    ring: Tensor | None = None
+    values: list[Tensor] = field(default_factory=list)
+    samples: list[Tensor] = field(default_factory=list)
+    state: Tensor | None = None
+    returned: Tensor | None = None
+    version: int = -1
+
+    def take(
+        self, output: Tensor, sample: Tensor, noise: Tensor | None, bound_of: Any, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        """The next sample, in `dtype`, from `sample`, which is not written to; and the bounds of its clamp.
+
+        bound_of: (x, output, table, row) -> the bounds of dynamic thresholding, where the plan has it."""
+        row = self.next - self.plan.begin
+        line = self.plan.lines[row]
+        same = sample is self.returned and _version(sample) == self.version
+        x = self._state(sample, same)
+        folded = line.linked and same
+        table, numbers = self.plan.on(x.device, folded=folded)
+        anchor = self._anchor(line.anchor, line.linked, x) if line.weight and not folded else None
+        bound = bound_of(x, output, table, numbers[row]) if line.dynamic else None
+        if torch.is_grad_enabled() and (output.requires_grad or x.requires_grad or self._recorded()):
+            following = self._functional(row, x, output, table, numbers[row], anchor, noise, bound)
+            returned = following.to(dtype)
+        else:
+            following = torch.empty_like(x)
+            rounded = None if dtype == x.dtype else torch.empty_like(x, dtype=dtype)
+            ring = self._ring_like(x) if self.plan.ring else None
+            ops.solver_step_(
+                following, output, table, numbers[row], anchor=anchor, history=ring, noise=noise, bound=bound,
+                source=x, input=rounded,
+            )  # fmt: skip
+            returned = following if rounded is None else rounded
+        if self.plan.reach:
+            self.samples = [x, *self.samples[: self.plan.reach - 1]]
+        self.state = None if following is returned else following
+        self.returned, self.version = returned, _version(returned)
+        self.next += 1
+        return returned, bound
+
+    def _state(self, sample: Tensor, same: bool) -> Tensor:
+        """The sample at full precision: the state it was rounded from, if it is still what was returned."""
+        sample = sample if ops.is_dense(sample) else sample.contiguous()
+        if sample.dtype not in HALVES:
+            return sample
+        if same and self.state is not None:
+            return self.state
+        return sample.float()
+
+    def _anchor(self, back: int, linked: bool, x: Tensor) -> Tensor:
+        if linked:
+            anchor = self.state if self.state is not None else self.returned
+        else:
+            anchor = self.samples[back - 1]
+        assert anchor is not None
+        return anchor.to(x.dtype)
+
+    def _recorded(self) -> bool:
+        return any(tensor.requires_grad for tensor in (*self.values, *self.samples))
+
+    def _ring_like(self, x: Tensor) -> Tensor:
+        if self.ring is None:
+            strides = (x.numel(), *x.stride())
+            self.ring = torch.empty_strided(
+                (self.plan.ring, *x.shape), strides, dtype=x.dtype, device=x.device
+            )
+            for slot, value in enumerate(self.values[: self.plan.ring]):
+                self.ring[slot % self.plan.ring].copy_(value)
+        return self.ring
+
+    def _functional(
+        self, number: int, x: Tensor, output: Tensor, table: Tensor, row: Tensor, anchor: Tensor | None,
+        noise: Tensor | None, bound: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """The same with gradients: the values as a list, one for each slot."""
+        slot = int(self.plan.table[number, COLUMN["slot"]])
+        if self.ring is not None:
+            self.values = [self.ring[i % self.plan.ring].clone() for i in range(slot)]
+            self.ring = None
+        self.values = self.values[:slot]
+        step = ops.solver_step(
+            x, output, table, row, anchor=anchor, history=self.values[::-1][:3], noise=noise, bound=bound
+        )
+        self.values.append(step.value)
+        return step.x
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,221 @@
+"""Solving: a trace as rows of the fused step's table.
+
+    x_next = a*x + b*anchor + c0*value + c1*h1 + c2*h2 + c3*h3 + f*output + n*noise
+
+value is what the scheduler itself remembers of a step; the anchor is an earlier sample, or (`linked`) the sample as the
+step before returned it, which a corrector discards in favour of its own: then both weights stand in the table, and the
+row is folded into one weight where the sample came back as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fastdiff.diffusers.symbols import KINDS, NOISES, NotLinear, Step, Vector
+from fastdiff.diffusers.tracing import Trace
+from fastdiff.plan import COLUMN, MAX_HISTORY
+from fastdiff.reference import COLUMNS
+
+WIDTH = len(KINDS)
+X, OUTPUT, DENOISED, GIVEN = (KINDS.index(kind) for kind in ("x", "output", "denoised", "given"))
+TOLERANCE = 2e-7
+"""Of the largest weight: what diffusers' float32 arithmetic on its weights leaves of what cancels exactly."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A further result of step(), like pred_original_sample: the weights of this step's own symbols."""
+
+    x: float
+    output: float
+    denoised: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row as solved. history: weights by steps back, 0 the row's own value; anchor: how many steps back the sample
+    is that anchors it, 0 for none; linked: the anchor is the sample as the step before returned it."""
+
+    x: float
+    history: dict[int, float]
+    value: tuple[float, float]
+    output: float
+    noise: float
+    draws: tuple[torch.dtype | None, ...]
+    drawn: int
+    given: float
+    anchor: int
+    weight: float
+    linked: bool
+    denoised: tuple[float, float, float, float]
+    dynamic: bool
+    span: tuple[float, float] | None
+    extras: tuple[Extra | None, ...]
+
+
+def lines(trace: Trace) -> list[Line]:
+    """The rows of a trace. NotLinear where the fused step's form cannot hold one."""
+    try:
+        found = [_line(trace, number, linked=False) for number in range(len(trace.steps))]
+        slots(found)
+    except NotLinear:
+        # A corrector starts each step from its own last result, not from the sample it is given.
+        found = [_line(trace, number, linked=True) for number in range(len(trace.steps))]
+        slots(found)
+    return found
+
+
+def _line(trace: Trace, number: int, *, linked: bool) -> Line:
+    step = trace.steps[number]
+    target = step.outputs[0].reshape(-1, WIDTH).copy()
+    own = target[number]
+    unit = float(np.abs(target).max()) or 1.0
+    denoised = _denoised(step, number)
+    value = _direction(trace, number)
+    source = DENOISED if step.clamp else OUTPUT
+    if step.clamp and value[OUTPUT]:
+        raise NotLinear("a memory of both the clamped image and the output")
+    c0 = own[source] / value[source] if value[source] else 0.0
+    history = {0: c0} if c0 else {}
+    back, rest = _past(trace, number, target)
+    anchor, weight = 0, 0.0
+    left = np.argwhere(np.abs(rest) > TOLERANCE * unit)
+    if not len(left):
+        linked = False
+    elif len(left) == 1 and left[0][1] == X and not linked:
+        anchor, weight = number - int(left[0][0]), float(rest[left[0][0], X])
+    else:
+        anchor, linked = 1, True
+        weight, back = _link(trace, number, target, unit)
+    # What a corrector's recursion leaves of long ago cancels, but for diffusers' own rounding.
+    history |= {lag: c for lag, c in back.items() if abs(c) > (TOLERANCE if linked else 1e-12) * unit}
+    noises = [(i, own[place]) for i, place in enumerate(NOISES) if own[place]]
+    if len(noises) > 1 or (noises and own[GIVEN]):
+        raise NotLinear("two noises added in one step")
+    return Line(
+        x=_settled(own[X] - c0 * value[X], unit), history=history, value=(value[X], value[source]),
+        output=own[OUTPUT] if step.clamp else 0.0, noise=noises[0][1] if noises else 0.0,
+        draws=tuple(step.draws), drawn=noises[0][0] if noises else -1, given=own[GIVEN],
+        anchor=anchor, weight=weight, linked=linked, denoised=denoised,
+        dynamic=step.clamp is not None and step.clamp.dynamic, span=step.spans[0] if step.spans else None,
+        extras=tuple(_extra(extra, number) for extra in step.outputs[1:]),
+    )  # fmt: skip
+
+
+def _denoised(step: Step, number: int) -> tuple[float, float, float, float]:
+    """(p, q, lo, hi) of the clamped image; the output itself where there is no clamp."""
+    if step.clamp is None:
+        return 0.0, 1.0, -np.inf, np.inf
+    argument = step.clamp.argument.copy()
+    p, q = argument[number * WIDTH + X], argument[number * WIDTH + OUTPUT]
+    argument[[number * WIDTH + X, number * WIDTH + OUTPUT]] = 0.0
+    if argument.any():
+        raise NotLinear("a clamp of more than the sample and the output, such as noise")
+    return p, q, step.clamp.lo, step.clamp.hi
+
+
+def _direction(trace: Trace, number: int) -> Vector:
+    """What is kept of a step, over its own symbols."""
+    kept = trace.kept[number]
+    source = DENOISED if trace.steps[number].clamp else OUTPUT
+    if kept is None or not (kept[source] or kept[X]):
+        kept = np.zeros(WIDTH)
+        kept[source] = 1.0
+    return kept
+
+
+def _pivot(trace: Trace, number: int, value: Vector) -> int:
+    """The symbol by which a value's weight is read off: one that nothing else brings along."""
+    source = DENOISED if trace.steps[number].clamp else OUTPUT
+    return source if value[source] else X
+
+
+def _past(trace: Trace, number: int, target: Vector) -> tuple[dict[int, float], Vector]:
+    """Earlier values' weights in target, by steps back, and what of earlier symbols is left."""
+    back, rest = {}, target[:number].copy()
+    for j in range(number):
+        value = _direction(trace, j)
+        pivot = _pivot(trace, j, value)
+        weight = rest[j, pivot] / value[pivot]
+        if weight:
+            back[number - j] = weight
+            rest[j, [X, OUTPUT, DENOISED]] -= weight * value[[X, OUTPUT, DENOISED]]
+    return back, rest
+
+
+def _link(trace: Trace, number: int, target: Vector, unit: float) -> tuple[float, dict[int, float]]:
+    """What remains of the past, as a weight of the sample that the step before returned; the values' new weights."""
+    before = trace.steps[number - 1].outputs[0].reshape(-1, WIDTH)
+    _, rest = _past(trace, number, target)
+    _, passed = _past(trace, number, before)
+    weight = float((rest * passed).sum() / max(float((passed * passed).sum()), 1e-300))
+    back, left = _past(trace, number, target - weight * before)
+    if np.abs(left).max() > TOLERANCE * unit:
+        raise NotLinear("a memory that neither the last outputs nor one earlier sample holds")
+    return weight, back
+
+
+def _settled(weight: float, unit: float) -> float:
+    """0 for what is left of a weight that cancels."""
+    return 0.0 if abs(weight) < 1e-12 * unit else float(weight)
+
+
+def _extra(extra: Vector, number: int) -> Extra | None:
+    if not len(extra):
+        return None
+    parts = extra.reshape(-1, WIDTH).copy()
+    made = Extra(*(float(parts[number, kind]) for kind in (X, OUTPUT, DENOISED, NOISES[0])))
+    parts[number, [X, OUTPUT, DENOISED, NOISES[0]]] = 0.0
+    if parts.any():
+        raise NotLinear("a further result made of more than this step's sample and output")
+    return made
+
+
+def slots(found: Sequence[Line]) -> tuple[list[int], int]:
+    """Where each row writes its value, and the length of the ring: the newest values nobody reads again are dropped."""
+    read_until = [-1] * len(found)
+    for i, line in enumerate(found):
+        for lag in line.history:
+            if lag:
+                read_until[i - lag] = i
+    stack: list[int] = []
+    places, deepest = [], 0
+    for i, line in enumerate(found):
+        while stack and read_until[stack[-1]] < i:
+            stack.pop()
+        lags = [len(stack) - stack.index(i - lag) for lag in line.history if lag]
+        if any(lag > MAX_HISTORY for lag in lags):
+            raise NotLinear(f"a memory of more than {MAX_HISTORY} values")
+        deepest = max([deepest, *lags])
+        places.append(len(stack))
+        if read_until[i] > i:
+            stack.append(i)
+    return places, deepest
+
+
+def table(found: Sequence[Line], scales: Sequence[float]) -> tuple[np.ndarray, int]:
+    """The float64 table [rows, 22] of the rows, anchors apart from x, and the ring's length."""
+    places, ring = slots(found)
+    out = np.zeros((len(found), len(COLUMNS)))
+    stack: list[int] = []
+    for i, line in enumerate(found):
+        stack = stack[: places[i]]
+        p, q, lo, hi = line.denoised
+        own = line.history.get(0, 0.0)
+        row = {
+            "p": p, "q": q, "lo": lo, "hi": hi, "u": line.value[0], "w": line.value[1], "a": line.x,
+            "b": line.weight, "c0": own, "n": line.noise + line.given, "k": 1.0, "g": 1.0, "call": 1.0,
+            "slot": places[i], COLUMNS[-1]: line.output,
+        }  # fmt: skip
+        for lag, weight in line.history.items():
+            if lag:
+                row[f"c{len(stack) - stack.index(i - lag)}"] = weight
+        for name, weight in row.items():
+            out[i, COLUMN[name]] = weight
+        stack.append(i)
+    return out, ring

@@ -1,0 +1,211 @@
+"""Symbols: tensors that stand for "so much of x, so much of the model's output, so much of the noise".
+
+A scheduler's step is linear in the sample, the model outputs and the noise. Called on a symbol, a float64 tensor of
+coefficients [1, M], it leaves its own weights in the result: no formula is written a second time. What is not linear is
+either a clamp of the denoised image, which becomes a symbol of its own, or refused with NotLinear.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Vector = NDArray[np.float64]
+KINDS = ("x", "output", "denoised", "given", "noise", "noise_2")
+"""The symbols of one step: the sample, the model's output, what a clamp made of it, another image passed to step()
+(which may be noise of the caller's), and draws."""
+NOISES = (KINDS.index("noise"), KINDS.index("noise_2"))
+
+
+class NotLinear(Exception):
+    """The step does something to an image that weights cannot express; the message says what."""
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """denoised = clamp(argument, lo, hi); dynamic: the bounds are found per image, by dynamic thresholding."""
+
+    argument: Vector
+    lo: float = -np.inf
+    hi: float = np.inf
+    dynamic: bool = False
+
+
+@dataclass
+class Step:
+    """What one step of a scheduler did to its symbols.
+
+    outputs: the step's results in order, the next sample first; draws: the dtype of each draw, None for the dtype of
+    the images; spans: the arguments of a noise sampler's calls instead.
+    """
+
+    outputs: tuple[Vector, ...] = ()
+    draws: list[torch.dtype | None] = field(default_factory=list)
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    clamp: Clamp | None = None
+
+
+class Recording:
+    """The symbols of a run of `steps` steps, and what the step now running does with them."""
+
+    def __init__(self, steps: int) -> None:
+        self.size = steps * len(KINDS)
+        self.number = 0
+        self.step = Step()
+
+    def place(self, kind: str, number: int | None = None) -> int:
+        """Where a symbol's coefficient stands."""
+        return (self.number if number is None else number) * len(KINDS) + KINDS.index(kind)
+
+    def symbol(self, kind: str) -> Symbol:
+        """The symbol of that kind of the step now running."""
+        values = torch.zeros(1, self.size, dtype=torch.float64, device="cpu")
+        values[0, self.place(kind)] = 1.0
+        return values.as_subclass(Symbol)
+
+    def drawn(self, dtype: torch.dtype | None) -> Symbol:
+        """The symbol of a draw."""
+        if len(self.step.draws) == len(NOISES):
+            raise NotLinear("more than two draws of noise in one step")
+        self.step.draws.append(None if dtype == torch.float64 else dtype)
+        return self.symbol(KINDS[NOISES[len(self.step.draws) - 1]])
+
+    def clamped(self, argument: Tensor, lo: float, hi: float, *, dynamic: bool = False) -> Symbol:
+        """The symbol of the clamped image."""
+        if self.step.clamp is not None:
+            raise NotLinear("more than one clamp in one step")
+        self.step.clamp = Clamp(coefficients(argument), lo, hi, dynamic)
+        return self.symbol("denoised")
+
+
+_active = threading.local()
+
+
+@contextmanager
+def recording(steps: int) -> Iterator[Recording]:
+    """Symbols for a run; draws inside become symbols."""
+    _active.recording = Recording(steps)
+    try:
+        with _Draws(_active.recording):
+            yield _active.recording
+    finally:
+        del _active.recording
+
+
+def coefficients(symbol: Tensor) -> Vector:
+    """A symbol's coefficients: float64 [M]."""
+    values: Vector = symbol.as_subclass(Tensor).detach().numpy().reshape(-1).copy()
+    return values
+
+
+class _Draws(TorchFunctionMode):
+    """torch.randn and its kin give symbols while a step is recorded."""
+
+    def __init__(self, recording: Recording) -> None:
+        super().__init__()
+        self.recording = recording
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.randn:
+            shape = args[0] if isinstance(args[0], Sequence) else args
+            if tuple(shape) != (1, self.recording.size):
+                raise NotLinear(f"noise of another shape, {tuple(shape)}")
+            return self.recording.drawn(kwargs.get("dtype") or torch.get_default_dtype())
+        return func(*args, **kwargs)
+
+
+class Symbol(Tensor):
+    """Coefficients that go through a step's arithmetic: [1, M], or stacked along a dimension before the last."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.__name__.strip("_")
+        if name == "get" or name in QUERIES:
+            return super().__torch_function__(func, types, args, kwargs)
+        rule = RULES.get(name)
+        if rule is None:
+            raise NotLinear(f"{name}() of an image")
+        result = rule(args, kwargs)
+        return super().__torch_function__(func, types, args, kwargs) if result is None else result
+
+
+def _is(value: object) -> bool:
+    return isinstance(value, Symbol)
+
+
+def _sum(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    for term in args[:2]:
+        if not _is(term) and bool(torch.as_tensor(term).any()):
+            raise NotLinear("a constant added to an image")
+
+
+def _weight(value: Any) -> None:
+    if _is(value):
+        raise NotLinear("a product or quotient of images")
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise NotLinear("weights that differ within the batch")
+
+
+def _product(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    _weight(args[1] if _is(args[0]) else args[0])
+
+
+def _quotient(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    _weight(args[1])
+
+
+def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    return None
+
+
+def _einsum(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    if sum(map(_is, args)) != 1:
+        raise NotLinear("a product or quotient of images")
+
+
+def _cast(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    # Coefficients stay float64 on the CPU: casts are the kernel's business. `noise.to(x)` names no symbol.
+    first: Tensor = args[0]
+    return first
+
+
+def _clamp(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Symbol:
+    bounds = [*args[1:], None, None]
+    lo, hi = kwargs.get("min", bounds[0]), kwargs.get("max", bounds[1])
+    lo, hi = -np.inf if lo is None else float(lo), np.inf if hi is None else float(hi)
+    recording: Recording = _active.recording
+    return recording.clamped(args[0], lo, hi)
+
+
+def _drawn_like(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Symbol:
+    recording: Recording = _active.recording
+    return recording.drawn(kwargs.get("dtype", torch.float64))
+
+
+Rule = Callable[[Sequence[Any], Mapping[str, Any]], Any]
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(["add", "radd", "iadd", "sub", "rsub", "isub", "subtract"], _sum),
+    **dict.fromkeys(["mul", "rmul", "imul", "multiply"], _product),
+    **dict.fromkeys(["div", "truediv", "itruediv", "true_divide", "divide"], _quotient),
+    **dict.fromkeys(["einsum", "matmul", "tensordot"], _einsum),
+    **dict.fromkeys(["to", "type", "float", "double", "half", "type_as", "contiguous"], _cast),
+    **dict.fromkeys(["clamp", "clip"], _clamp),
+    **dict.fromkeys(["neg", "clone", "detach", "stack", "unsqueeze", "zeros_like", "getitem"], _linear),
+    "randn_like": _drawn_like,
+}
+QUERIES = {"size", "dim", "numel", "stride", "is_floating_point", "element_size", "repr", "format", "len"}

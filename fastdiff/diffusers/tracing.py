@@ -1,0 +1,118 @@
+"""Tracing: diffusers' own scheduler, run once on symbols from a given step to the last."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fastdiff.diffusers.symbols import (
+    KINDS,
+    NotLinear,
+    Recording,
+    Step,
+    Symbol,
+    Vector,
+    coefficients,
+    recording,
+)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A run on symbols. steps: what each did; kept: what the scheduler remembers of each step's own output, as a
+    direction over that step's symbols, None where it remembers nothing; scales: of the model's input."""
+
+    steps: tuple[Step, ...]
+    kept: tuple[Vector | None, ...]
+    scales: tuple[float, ...]
+
+
+def trace(plain: Any, times: Sequence[Any], *, options: Mapping[str, Any], images: Sequence[str] = ()) -> Trace:
+    """Run a plain diffusers scheduler, which is used up, through step() at each of `times`.
+
+    options: step()'s other arguments; images: names of the arguments that hold another image.
+    Raises NotLinear where a step is more than weights, and whatever the scheduler raises itself.
+    """
+    steps, kept, scales = [], [], []
+    with recording(len(times)) as symbols:
+        _divert(plain, symbols)
+        for number, time in enumerate(times):
+            symbols.number, symbols.step = number, Step()
+            scales.append(_scale(plain, symbols, time))
+            given = dict(options) | {name: symbols.symbol("given") for name in images}
+            outputs = _step(plain, symbols, time, given)
+            symbols.step.outputs = tuple(_vector(output, symbols) for output in outputs)
+            steps.append(symbols.step)
+            kept.append(_remembered(plain, symbols))
+    return Trace(tuple(steps), tuple(kept), tuple(scales))
+
+
+def _step(plain: Any, symbols: Recording, time: Any, options: Mapping[str, Any]) -> Sequence[Any]:
+    arguments = {"model_output": symbols.symbol("output"), "timestep": time, "sample": symbols.symbol("x")}
+    outputs = plain.step(**arguments, **options, return_dict=False)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _vector(output: Any, symbols: Recording) -> Vector:
+    if output is None:
+        return np.zeros(0)
+    if not isinstance(output, Symbol) or output.numel() != symbols.size:
+        raise NotLinear("a result that is no image")
+    return coefficients(output)
+
+
+def _scale(plain: Any, symbols: Recording, time: Any) -> float:
+    """What scale_model_input multiplies the sample by."""
+    if not hasattr(plain, "scale_model_input"):
+        return 1.0
+    x = symbols.symbol("x")
+    parameters = inspect.signature(plain.scale_model_input).parameters
+    scaled = plain.scale_model_input(x, time) if len(parameters) > 1 else plain.scale_model_input(x)
+    return float(coefficients(scaled)[symbols.place("x")])
+
+
+def _divert(plain: Any, symbols: Recording) -> None:
+    """What a scheduler does through methods or samplers of its own, as symbols."""
+    if hasattr(plain, "_threshold_sample"):
+        plain._threshold_sample = lambda sample: symbols.clamped(sample, -1.0, 1.0, dynamic=True)
+    if hasattr(plain, "noise_sampler"):
+
+        def sampler(sigma: Any, sigma_next: Any) -> Symbol:
+            symbols.step.spans.append((float(sigma), float(sigma_next)))
+            return symbols.drawn(None)
+
+        plain.noise_sampler = sampler
+
+
+def _remembered(plain: Any, symbols: Recording) -> Vector | None:
+    """The part of what the scheduler stores that stems from this step's output: over the step's own symbols."""
+    start = symbols.number * len(KINDS)
+    own = slice(start, start + len(KINDS))
+    lists = [image for values in vars(plain).values() if isinstance(values, list) for image in values[::-1]]
+    listed = [coefficients(image)[own] for image in lists if isinstance(image, Symbol)]
+    single = [coefficients(image)[own] for image in vars(plain).values() if isinstance(image, Symbol)]
+    # Lists come first: a corrected sample, kept too, mixes in earlier ones.
+    made = [c for c in (*listed, *single) if c[KINDS.index("output")] or c[KINDS.index("denoised")]]
+    return made[0] if made else next((c for c in listed if c.any()), None)
+
+
+def plain_copy(scheduler: Any, base: type) -> Any:
+    """A scheduler of class `base` in the same state, its tensors on the CPU."""
+    plain = object.__new__(base)
+    state = {name: _on_cpu(value) for name, value in vars(scheduler).items()}
+    plain.__dict__.update(state)
+    return plain
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, list):
+        return copy.copy(value)
+    return value
