@@ -1,8 +1,8 @@
 """A stand-in for CUDA graphs on the CPU: the operations of one run, repeated on the memory of that run, without Python.
 
 What holds for a CUDA graph holds here. A replay reads and writes the storages that were there at the capture, and fails
-if one has been freed; numbers that Python passed are as they were; nothing of the Python code runs again. Results lie in
-memory that each replay, and any replay of another graph in the same pool, writes over. Reading a tensor on the host,
+if one has been freed; numbers that Python passed are as they were; nothing of the Python code runs again. Results lie
+in memory that each replay, and any replay of another graph in the same pool, writes over. Reading a tensor on the host,
 making one from Python's data, and a generator of one's own are refused during a capture.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -138,7 +138,7 @@ class Graph(TorchDispatchMode):
 class StandIn:
     """A recorder for the CPU."""
 
-    made: list[StandIn] = []
+    made: ClassVar[list[StandIn]] = []
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

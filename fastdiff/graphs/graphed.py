@@ -33,8 +33,8 @@ def graphed(
         print(unet.forward.report)
 
     A call whose shapes, dtypes and plain values come the second time (`captures_at`) is captured, and replayed from
-    then on: inputs are copied in, results copied out, so that a caller may keep or change them. `most` graphs are kept, in
-    one pool of memory. A change of the module (weights replaced or moved, adapters, processors, hooks,
+    then on: inputs are copied in, results copied out, so that a caller may keep or change them. `most` graphs are kept,
+    in one pool of memory. A change of the module (weights replaced or moved, adapters, processors, hooks,
     attributes) is noticed at the next call; weights written in place need no notice. also(): whatever else the result
     depends on, a hashable value.
 

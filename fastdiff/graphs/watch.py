@@ -53,10 +53,11 @@ class Watch:
 
     def changed(self) -> bool:
         """Whether anything is other than when this was last asked, or at first."""
-        if self.state.same():
+        model = self.model()
+        if type(model) is self.state.kind and self.state.same():
             return False
-        before, self.state = self.state, _State(self.model(), self.skip)
-        return before.signature != self.state.signature
+        before, self.state = self.state, _State(model, self.skip)
+        return (before.signature, before.refusal) != (self.state.signature, self.state.refusal)
 
     def refusal(self, device: torch.device) -> str | None:
         """Why the model cannot be captured on this device, or None."""
@@ -64,9 +65,9 @@ class Watch:
             return "a hook runs at every module's call (torch.nn.modules.module.register_module_forward_hook)"
         if self.state.refusal:
             return self.state.refusal
-        for tensor in self.state.tensors:
-            if tensor.device != device and (tensor.dim() or not tensor.is_cpu):
-                return f"a tensor of the model is on {tensor.device}, the images on {device}"
+        elsewhere = self.state.devices - {device}
+        if elsewhere:
+            return f"a tensor of the model is on {elsewhere.pop()}, the images on {device}"
         return None
 
 
@@ -74,10 +75,13 @@ class _State:
     """The model at one time: all values that were found, as objects, and a signature of what they are."""
 
     def __init__(self, model: object, skip: tuple[object, ...]) -> None:
+        self.kind = type(model)
         self.refusal: str | None = None
         self.tensors: list[Tensor] = []
         self.signature: list[object] = []
+        self.modules: list[nn.Module] = []
         self.dicts: list[dict[Any, Any]] = []
+        self.named: list[dict[Any, Any]] = []  # those of them whose keys may change and their values not
         self.lists: list[list[Any] | set[Any]] = []
         self.cells: list[types.CellType] = []
         self.globals: list[tuple[dict[str, Any], str]] = []
@@ -86,23 +90,27 @@ class _State:
         self._kept: list[object] = []  # so that no other object takes the number of one that was seen
         self._enter(model, 0)
         self.values = list(self._values())
+        self.modules = [module for module in self.modules if module is not model]  # which is not held
+        self.hooked = any(self.hooks)
+        self.classes = list(map(type, self.modules))
         self.addresses = list(map(Tensor.data_ptr, self.tensors))
-        self.entries = len(self.values)
+        self.devices = {t.device for t in self.tensors if t.dim() or not t.is_cpu}
 
     def same(self) -> bool:
         """Whether every value is the same object in the same place."""
-        if any(self.hooks) and not self.refusal:
+        if any(self.hooks) != self.hooked:
             return False
         known, now = self.values, list(self._values())
         return (
             len(now) == len(known)
             and all(map(operator.is_, now, known))
+            and list(map(type, self.modules)) == self.classes
             and list(map(Tensor.data_ptr, self.tensors)) == self.addresses
         )
 
     def _values(self) -> Iterator[Any]:
         return chain(
-            chain.from_iterable(self.dicts),
+            chain.from_iterable(self.named),
             chain.from_iterable(map(dict.values, self.dicts)),
             chain.from_iterable(self.lists),
             (_content(cell) for cell in self.cells),
@@ -175,6 +183,7 @@ class _State:
 
     def _enter_dict(self, values: dict[Any, Any], depth: int) -> None:
         self.dicts.append(values)
+        self.named.append(values)
         self.signature.append(len(values))
         for key, value in values.items():
             self.signature.append(key)
@@ -184,6 +193,7 @@ class _State:
         """A module's attributes, parameters, buffers and modules."""
         held = vars(module)
         self._check(module, held)
+        self.modules.append(module)
         self.dicts.append(held)
         self.hooks += [held[name] for name in _HOOKS]
         for name, value in held.items():
