@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#define FASTDIFF_STEP fastdiff_step_1
-#define FASTDIFF_STEP_NAME "fastdiff_step_1"
+#define FASTDIFF_STEP fastdiff_step_2
+#define FASTDIFF_STEP_NAME "fastdiff_step_2"
 
 extern "C" {
 
@@ -32,7 +32,8 @@ struct FastdiffRow {
     const void* output;
     const void* uncond;
     int64_t type;  // of both
-    const float* noise;
+    const void* noise;
+    int64_t noise_type;
     const float* bound;  // [images]
     const float* gain;   // [images]
 };

@@ -29,9 +29,11 @@ class Row:
 
         value  = value[0] * x + value[1] * denoised
         x_next = x * x + anchor * anchor_state + history[0] * value + history[1] * h1 + ... + noise * N(0, 1)
+                 + output * F
 
     level: where x lies and the model is called; to: where x_next lies.
     x, anchor, history, noise: weights; history newest first, its first entry is for this row's own value.
+    output: weight of the guided output F itself; where the denoised image is clamped, F is not.
     value: (u, w), what the row contributes to the history; denoised itself by default.
     span: the levels between which a Brownian noise source takes its increment, (level, to) if None.
     call: False for a row without a model call (noise put back by churn or restart).
@@ -46,6 +48,7 @@ class Row:
     history: tuple[float, ...] = ()
     anchor: float = 0.0
     noise: float = 0.0
+    output: float = 0.0
     value: tuple[float, float] = (0.0, 1.0)
     span: tuple[Level, Level] | None = None
     call: bool = True
@@ -118,7 +121,7 @@ class Plan:
             raise ValueError(
                 f"{self.name} has no finite weights on these levels: start below pure noise, or change the sampler"
             )
-        _check(self.rows, self.levels)
+        _check(self.rows, self.levels, self.prediction)
         table.flags.writeable = False
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "times", times)
@@ -170,10 +173,12 @@ class Plan:
 
     def __str__(self) -> str:
         head = f"{self.name}: {len(self.levels) - 1} steps, {self.calls} model calls, prediction {self.prediction.name}"
-        titles = ("t", "sigma", "to", "x", "anchor", "c0", "c1", "c2", "c3", "noise")
+        direct = any(row.output for row in self.rows)
+        titles = ["t", "sigma", "to", "x", "anchor", "c0", "c1", "c2", "c3", "noise", *["output"] * direct]
         lines = [head, " ".join(f"{title:>9}" for title in titles)]
         for row, time in zip(self.rows, self.times, strict=True):
-            weights = (row.x, row.anchor, *row.history, *(0.0,) * (4 - len(row.history)), row.noise)
+            weights = [row.x, row.anchor, *row.history, *(0.0,) * (4 - len(row.history)), row.noise]
+            weights += [row.output] * direct
             cells = [format(value, ".5g") for value in (time, row.level.sigma, row.to.sigma)]
             cells += [format(weight, ".5g") if weight else "." for weight in weights]
             lines.append(" ".join(f"{cell:>9}" for cell in cells))
@@ -220,9 +225,9 @@ def _weights(plan: Plan, i: int, slot: int) -> list[float]:
         "p": p, "q": q, "lo": lo, "hi": hi, "u": u, "w": w, "a": row.x, "b": row.anchor,
         "c0": history[0], "c1": history[1], "c2": history[2], "c3": history[3], "n": row.noise, "k": k,
         "g": 1.0, "g_uncond": 0.0, "call": float(row.call), "slot": float(slot), "accept": float(row.accept),
-        "alpha": row.to.alpha, "sigma": row.to.sigma,
+        "alpha": row.to.alpha, "sigma": row.to.sigma, "f": row.output,
     }  # fmt: skip
-    return [named.get(column, 0.0) for column in COLUMNS]
+    return [named[column] for column in COLUMNS]
 
 
 def _slots(rows: Sequence[Row]) -> list[int]:
@@ -255,8 +260,15 @@ def _ring(rows: Sequence[Row], slots: Sequence[int]) -> int:
     return next(size for size in range(1, len(rows) + 1) if fits(size))
 
 
-def _check(rows: Sequence[Row], levels: Sequence[Level]) -> None:
-    """Rows join up, read only what is stored, and map constant data exactly."""
+def _output_of_constant(row: Row, prediction: Prediction) -> float:
+    """What the model puts out for constant data 1 without noise, x = alpha: F with p*alpha + q*F = 1. NaN where the
+    output says nothing of the image (q = 0), so that nothing follows for a row that weighs it."""
+    p, q = prediction.weights(row.level)
+    return (1.0 - p * row.level.alpha) / q if q else math.nan
+
+
+def _check(rows: Sequence[Row], levels: Sequence[Level], prediction: Prediction) -> None:
+    """Rows join up, read only what is stored, and map constant data exactly, as far as that is known."""
     if not rows and len(levels) > 1:
         raise ValueError("the planner made no rows for these levels: it must yield at least one a step")
     here = anchor = rows[0].level if rows else levels[0]
@@ -275,12 +287,16 @@ def _check(rows: Sequence[Row], levels: Sequence[Level]) -> None:
         values = [own if row.call else 0.0, *stored]
         if any(row.history[len(values) :]) or (row.history and row.history[0] and not row.call):
             raise ValueError(f"row {i} reads more stored values than there are")
+        if row.output and not row.call:
+            raise ValueError(f"row {i} weighs a model output, but has none: it needs call=True")
         terms = [
             row.x * row.level.alpha,
             row.anchor * anchor.alpha,
             *(c * v for c, v in zip(row.history, values)),
+            row.output * _output_of_constant(row, prediction) if row.output else 0.0,
         ]
-        if row.exact and not abs(sum(terms) - row.to.alpha) <= 1e-10 * (1.0 + sum(map(abs, terms))):
+        off = abs(sum(terms) - row.to.alpha)  # NaN where the output of constant data is not known
+        if row.exact and off > 1e-10 * (1.0 + sum(map(abs, terms))):
             raise ValueError(f"row {i} maps constant data 1 to {sum(terms):.12g}, not to {row.to.alpha:.12g}")
         stored = [own, *stored] if row.call else stored
         here = row.to

@@ -19,19 +19,18 @@ from fastdiff import counter
 COLUMNS = (
     "p", "q", "lo", "hi",  # denoised = clamp(p*x + q*F, lo, hi)
     "u", "w",  # value = u*x + w*denoised
-    "a", "b", "c0", "c1", "c2", "c3", "n",  # x_next = a*x + b*anchor + c0*value + c1*h1 + c2*h2 + c3*h3 + n*noise
+    "a", "b", "c0", "c1", "c2", "c3", "n",  # x_next = a*x + b*anchor + c0*value + c1*h1 + c2*h2 + c3*h3 + n*noise + f*F
     "k",  # input = k*x_next
     "g", "g_uncond",  # F = gain*(g*output + g_uncond*uncond)
     "call",  # 1 if the row has a model output
     "slot",  # model calls before this row: where the history ring stands
     "accept",  # 1 if x_next becomes the anchor
     "alpha", "sigma",  # the level of x_next, on which a mask puts what is known
-    "spare",
+    "f",  # F's own weight in x_next
 )  # fmt: skip
 """The columns of a table of rows, in order; every backend reads them by these positions."""
 
 WIDTH = len(COLUMNS)
-
 
 ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda z: z, "silu": F.silu, "gelu": F.gelu}
 """What group_norm_silu ends with."""
@@ -245,11 +244,11 @@ def solver_step(
     if w["call"]:
         if output is None:
             raise ValueError("this row has a model output: pass output")
-        guided = guide(output, uncond, gain, w, x) if w["q"] and w["w"] else None
+        guided = guide(output, uncond, gain, w, x) if w["f"] or (w["q"] and w["w"]) else None
         data = weighted_sum([(w["p"], x), (w["q"], guided)], x) if w["w"] else None
         denoised = None if data is None else clamp(data, w["lo"], w["hi"], bound)
         value = weighted_sum([(w["u"], x), (w["w"], denoised)], x)
-        terms.append((w["c0"], value))
+        terms += [(w["f"], guided), (w["c0"], value)]
     past = (*history, None, None, None)
     terms += [(w["c1"], past[0]), (w["c2"], past[1]), (w["c3"], past[2]), (w["n"], noise)]
     x_next = weighted_sum(terms, x)
@@ -277,10 +276,12 @@ def solver_step_(
     known: Tensor | None = None,
     known_noise: Tensor | None = None,
     seeds: Tensor | None = None,
+    source: Tensor | None = None,
     input: Tensor | None = None,
 ) -> None:
-    """The same row in place: x becomes x_next, anchor too if accepted, value goes on the ring history [S, B, ...] at
-    slot % S (h_j is read at (slot - j) % S), and input ([B, ...] or [2B, ...]) receives the next model input."""
+    """The same row in place: x becomes x_next (of source, if given), anchor too if accepted, value goes on the ring
+    history [S, B, ...] at slot % S (h_j is read at (slot - j) % S), and input ([B, ...] or [2B, ...]) receives the next
+    model input."""
     w = weights(table, index)
     slot = int(w["slot"])
     ring: list[Tensor | None] = (
@@ -288,8 +289,8 @@ def solver_step_(
     )
     doubled = input is not None and len(input) != len(x)
     step = solver_step(
-        x, output, table, index, uncond=uncond, anchor=anchor, history=ring, noise=noise, bound=bound, gain=gain,
-        mask=mask, known=known, known_noise=known_noise, seeds=seeds,
+        x if source is None else source, output, table, index, uncond=uncond, anchor=anchor, history=ring,
+        noise=noise, bound=bound, gain=gain, mask=mask, known=known, known_noise=known_noise, seeds=seeds,
         input_dtype=None if input is None else input.dtype, doubled=doubled,
     )  # fmt: skip
     x.copy_(step.x)

@@ -36,7 +36,9 @@ def keys(
     inside = first + ahead < until
     start = sample * inner + first
     x = tl.load(x_ptr + start + ahead, mask=inside, other=0.0)
-    data = row.predicted(row_ptr, 1.0, x, output_ptr, uncond_ptr, gain_ptr, sample, start, ahead, inside)
+    wanted = row.weight(row_ptr, row.Q) != 0
+    guided = row.guided(row_ptr, wanted, x, output_ptr, uncond_ptr, gain_ptr, sample, start, ahead, inside)
+    data = row.predicted(row_ptr, 1.0, x, guided)
     return tl.where(inside, tl.abs(data).to(tl.int32, bitcast=True), NOTHING), inside
 
 

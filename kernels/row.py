@@ -12,9 +12,9 @@ P, Q, LO, HI, U, W = (tl.constexpr(COLUMNS.index(name)) for name in ("p", "q", "
 A, B, C0, C1, C2, C3, N = (
     tl.constexpr(COLUMNS.index(name)) for name in ("a", "b", "c0", "c1", "c2", "c3", "n")
 )
-K, G, G_UNCOND, CALL, SLOT, ACCEPT, ALPHA, SIGMA = (
+K, G, G_UNCOND, CALL, SLOT, ACCEPT, ALPHA, SIGMA, F = (
     tl.constexpr(COLUMNS.index(name))
-    for name in ("k", "g", "g_uncond", "call", "slot", "accept", "alpha", "sigma")
+    for name in ("k", "g", "g_uncond", "call", "slot", "accept", "alpha", "sigma", "f")
 )
 
 
@@ -58,13 +58,18 @@ def of_sample(ptr, sample, wanted):
 
 
 @triton.jit
-def predicted(row_ptr, w, x, output_ptr, uncond_ptr, gain_ptr, sample, start, ahead, inside):
-    """p*x + q*gain*(g*output + g_uncond*uncond), nothing of it where w is 0."""
+def guided(row_ptr, wanted, x, output_ptr, uncond_ptr, gain_ptr, sample, start, ahead, inside):
+    """F = gain*(g*output + g_uncond*uncond), 0 and unread unless wanted."""
+    g = tl.where(wanted, weight(row_ptr, G), 0.0)
+    g_uncond = tl.where(wanted, weight(row_ptr, G_UNCOND), 0.0)
+    total = add(tl.zeros_like(x), g, output_ptr, start, ahead, inside)
+    total = add(total, g_uncond, uncond_ptr, start, ahead, inside)
+    return total * of_sample(gain_ptr, sample, wanted)
+
+
+@triton.jit
+def predicted(row_ptr, w, x, guided):
+    """p*x + q*F, 0 where w is."""
     p = tl.where(w != 0, weight(row_ptr, P), 0.0)
     q = tl.where(w != 0, weight(row_ptr, Q), 0.0)
-    g = tl.where(q != 0, weight(row_ptr, G), 0.0)
-    g_uncond = tl.where(q != 0, weight(row_ptr, G_UNCOND), 0.0)
-    zero = tl.zeros_like(x)
-    guided = add(zero, g, output_ptr, start, ahead, inside)
-    guided = add(guided, g_uncond, uncond_ptr, start, ahead, inside)
-    return tl.fma(guided, q * of_sample(gain_ptr, sample, q != 0), add_known(zero, p, x))
+    return add_known(add_known(tl.zeros_like(x), p, x), q, guided)

@@ -21,12 +21,21 @@ SMALL = 2**17
 
 
 @triton.jit
-def row_value(row_ptr, x, output_ptr, uncond_ptr, bound_ptr, gain_ptr, sample, start, ahead, inside):
+def row_output(row_ptr, x, output_ptr, uncond_ptr, gain_ptr, sample, start, ahead, inside):
+    """F, 0 where the row weighs it neither in its data nor in x_next."""
+    w = row.weight(row_ptr, row.W)
+    wanted = ((w != 0) & (row.weight(row_ptr, row.Q) != 0)) | (row.weight(row_ptr, row.F) != 0)
+    wanted = wanted & (row.weight(row_ptr, row.CALL) != 0)
+    return row.guided(row_ptr, wanted, x, output_ptr, uncond_ptr, gain_ptr, sample, start, ahead, inside)
+
+
+@triton.jit
+def row_value(row_ptr, x, guided, bound_ptr, sample):
     """u*x + w*clamp(p*x + q*F), 0 for a row without a model output."""
     call = row.weight(row_ptr, row.CALL)
     w = row.weight(row_ptr, row.W) * call
     u = row.weight(row_ptr, row.U) * call
-    data = row.predicted(row_ptr, w, x, output_ptr, uncond_ptr, gain_ptr, sample, start, ahead, inside)
+    data = row.predicted(row_ptr, w, x, guided)
     if bound_ptr is not None:
         hi = row.of_sample(bound_ptr, sample, w != 0)
         lo = -hi
@@ -50,8 +59,8 @@ def row_noise(seeds_ptr, sample, n, stream, first, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tiles"])
 def step_kernel(
-    x_next_ptr,  # x_ptr itself in place
-    x_ptr,
+    x_next_ptr,
+    x_ptr,  # may be x_next_ptr
     output_ptr,
     uncond_ptr,
     table_ptr,
@@ -101,7 +110,9 @@ def step_kernel(
 
     next = row.add_known(tl.zeros_like(x), row.weight(row_ptr, row.A), x)
     next = row.add(next, row.weight(row_ptr, row.B), anchor_ptr, start, ahead, inside)
-    value = row_value(row_ptr, x, output_ptr, uncond_ptr, bound_ptr, gain_ptr, sample, start, ahead, inside)
+    output = row_output(row_ptr, x, output_ptr, uncond_ptr, gain_ptr, sample, start, ahead, inside)
+    next = row.add_known(next, row.weight(row_ptr, row.F) * row.weight(row_ptr, row.CALL), output)
+    value = row_value(row_ptr, x, output, bound_ptr, sample)
     next = row.add_known(next, row.weight(row_ptr, row.C0), value)
     next = row.add(next, row.weight(row_ptr, row.C1), h1_ptr, start, ahead, inside)
     next = row.add(next, row.weight(row_ptr, row.C2), h2_ptr, start, ahead, inside)
@@ -160,10 +171,10 @@ def launch(
     input_dtype: torch.dtype,
     doubled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x and every image: [B, ...] dense, laid out like x with the batch outermost, float32 (output, [B, ...] or [2B,
-    ...], and uncond: any of the three float dtypes); table: [N, 22] float64; index: [] int64; bound, gain: [B] float32;
-    seeds: [B] int64, for a contiguous x. All on one GPU. Returns x_next, value (empty [0] without output) and the next
-    input (twice the batch if doubled), on the caller's current stream."""
+    """x and every image: [B, ...] dense, laid out like x with the batch outermost, float32 (noise, output, [B,
+    ...] or [2B, ...], and uncond: any of the three float dtypes); table: [N, 22] float64; index: [] int64; bound, gain:
+    [B] float32; seeds: [B] int64, for a contiguous x. All on one GPU. Returns x_next, value (empty [0] without output)
+    and the next input (twice the batch if doubled), on the caller's current stream."""
     x_next = torch.empty_like(x)
     value = x.new_empty(0) if output is None else torch.empty_like(x)
     samples = x.shape[0] * (2 if doubled else 1)
@@ -172,6 +183,7 @@ def launch(
         (x_next, x, output, uncond, table, index, anchor, h1, h2, h3, noise, bound, gain, mask, known, known_noise,
          seeds, None if output is None else value, x_in),
         slots=0,
+        in_place=False,
     )  # fmt: skip
     return x_next, value, x_in
 
@@ -191,20 +203,30 @@ def launch_(
     known: Tensor | None,
     known_noise: Tensor | None,
     seeds: Tensor | None,
+    source: Tensor | None,
     input: Tensor | None,
 ) -> None:
-    """The same in place: x becomes x_next, so does anchor if the row is accepted, history ([S, *x.shape], each slot
-    laid out like x) takes value at slot % S, and input ([B, ...] or [2B, ...]) the next model input."""
+    """The same in place: x becomes x_next (that of source, if given), so does anchor if the row is accepted,
+    history ([S, *x.shape], each slot laid out like x) takes value at slot % S, and input ([B, ...] or [2B, ...]) the
+    next model input."""
+    if source is not None and overlap(source, x):
+        raise RuntimeError("fastdiff: source: it must not overlap x")
     step(
-        (x, x, output, uncond, table, index, anchor, history, history, history, noise, bound, gain, mask, known,
-         known_noise, seeds, history, input),
+        (x, x if source is None else source, output, uncond, table, index, anchor, history, history, history, noise,
+         bound, gain, mask, known, known_noise, seeds, history, input),
         slots=0 if history is None else history.shape[0],
+        in_place=True,
     )  # fmt: skip
 
 
-def step(tensors: tuple[Tensor | None, ...], *, slots: int) -> None:
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two dense tensors of one kind share memory."""
+    return abs(a.data_ptr() - b.data_ptr()) < a.numel() * a.itemsize
+
+
+def step(tensors: tuple[Tensor | None, ...], *, slots: int, in_place: bool) -> None:
     """Launches the kernel on its tensors, in its order; slots: of the ring, 0 for none."""
-    x_next, x, output, uncond, *_, bound, gain, _, _, _, seeds, _, x_in = tensors
+    _, x, output, uncond, *_, bound, gain, _, _, _, seeds, _, x_in = tensors
     total = x.numel()
     if total == 0:
         return
@@ -214,5 +236,5 @@ def step(tensors: tuple[Tensor | None, ...], *, slots: int) -> None:
     tiles = triton.cdiv(inner, block)
     halves = output is not None and uncond is None and output.shape[0] != x.shape[0]
     twice = x_in is not None and x_in.shape[0] != x.shape[0]
-    constants = (slots > 0, halves, x_next is x, twice, block)
+    constants = (slots > 0, halves, in_place, twice, block)
     STEP(total // inner * tiles, tensors, (total, inner, tiles, max(slots, 1)), constants)

@@ -18,7 +18,7 @@ INDEX = torch.tensor(1)
 FULL = {
     "p": 1.3, "q": -0.7, "lo": -1.1, "hi": 1.2, "u": 0.2, "w": 0.9, "a": 0.5, "b": 0.3, "c0": 0.6, "c1": -0.4,
     "c2": 0.25, "c3": -0.1, "n": 0.35, "k": 0.8, "g": 3.5, "g_uncond": -2.5, "slot": 3.0, "accept": 1.0,
-    "alpha": 0.85, "sigma": 0.4,
+    "alpha": 0.85, "sigma": 0.4, "f": 0.55,
 }  # fmt: skip
 """A row in which no weight is 0."""
 
@@ -36,7 +36,8 @@ def make_table(**weights: float) -> Tensor:
 
 @dataclass
 class Case:
-    """One step's arguments. images: anchor, h1 to h3, noise, mask, known, known_noise, all float32 [B, ...]."""
+    """One step's arguments. images: anchor, h1 to h3, noise, mask, known, known_noise, all [B, ...] float32 but the
+    noise, which may be of half precision."""
 
     x: Tensor
     output: Tensor | None
@@ -131,6 +132,8 @@ def cases(draw: st.DrawFn) -> Case:
     keywords |= inpainting(shape, generator) if "mask" in options else {}
     if GIVEN_SEEDS in options:
         keywords |= {"noise": None, "seeds": seeds(shape[0])}
+    else:
+        keywords["noise"] = keywords["noise"].to(draw(st.sampled_from(HALF_AND_SINGLE)))
     keywords |= {"input_dtype": draw(st.sampled_from(HALF_AND_SINGLE)), "doubled": "doubled" in options}
     case = Case(x, output, table, keywords)
     return doubled_output(case) if DOUBLED_OUTPUT in options else case

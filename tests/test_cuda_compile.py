@@ -37,13 +37,13 @@ class Design(NamedTuple):
 DESIGNS = {
     "add_noise_rows": Design(3, threads=1536, wide=3, loads=4, stores=2),
     "add_noise_elements": Design(3, threads=1536),
-    # by vectors or elements, noise given or drawn. loads: x, both outputs, anchor, history, noise, mask, what is known
-    # and its noise; stores: x_next, value, anchor, input and its twin
+    # by vectors or elements, noise given or drawn. loads: x, both outputs, anchor, history, noise if given, mask, what
+    # is known and its noise; stores: x_next, value, anchor, input and its twin
     # loads: x0 and the noise given; stores: x, the noise, the velocity, in each of the four places that a draw fills
     "q_sample_given_kernel": Design(3, threads=1536, wide=3, loads=2, stores=3),
     "q_sample_drawn_kernel": Design(3, threads=1280, wide=3, loads=4, stores=12),
     "q_sample_counted_kernel": Design(3, threads=1280, wide=3, loads=1, stores=3),
-    "solver_step_kernel": Design(4, threads=1024, wide=2, loads=11, stores=5),
+    "solver_step_kernel": Design(4, threads=1024, wide=2, loads=10, stores=5),
     # by vectors or elements, values kept or not; kept: x and both outputs, four times a thread
     "dynamic_bound_kernel": Design(4, threads=1024, wide=1, loads=12),
     "rescale_gain_kernel": Design(2, threads=1024, wide=1, loads=8),

@@ -56,7 +56,7 @@ def functional(x: Tensor, output: Tensor | None, table: Tensor, index: Tensor, *
 def in_place(x: Tensor, output: Tensor | None, table: Tensor, index: Tensor, **options: Any) -> None:
     names = ("uncond", "anchor", "history", "noise", "bound", "gain", "mask", "known", "known_noise", "seeds")
     torch.ops.fastdiff.solver_step_.default(
-        x, output, table, index, *(options.get(name) for name in (*names, "input"))
+        x, output, table, index, *(options.get(name) for name in (*names, "source", "input"))
     )
 
 
@@ -135,6 +135,10 @@ def test_device_in_place_is_the_functional_step(
     assert torch.equal(anchor, expected.x if accept else keywords["anchor"])
     kept = [s for s in range(slots) if s != 7 % slots]
     assert torch.equal(history[kept], ring[kept])
+    apart, options["history"] = torch.full_like(x, torch.nan), ring.clone()
+    options |= {"anchor": keywords["anchor"].clone(), "source": positional[0]}
+    in_place(apart, positional[1], table, INDEX, **options)
+    assert torch.equal(apart, expected.x)
 
 
 @emulated_run.needs_the_run
@@ -195,6 +199,7 @@ def test_device_refuses_what_it_could_not_address(kernel: Any) -> None:
         "index": ((x, x, table, INDEX.float()), {}),
         "dense": ((torch.ones(2, 16)[:, ::2], x, table, INDEX), {}),
         "noise": ((x, x, table, INDEX), {"noise": torch.ones(2, 7)}),
+        "dtype": ((x, x, table, INDEX), {"noise": x.double()}),
         "bound and gain": ((x, x, table, INDEX), {"gain": torch.ones(3)}),
         "output": ((x, torch.ones(3, 8), table, INDEX), {}),
         "one dtype": ((x, x, table, INDEX), {"uncond": x.half()}),
@@ -205,6 +210,9 @@ def test_device_refuses_what_it_could_not_address(kernel: Any) -> None:
             kernel(*positional, **options)
     with pytest.raises(RuntimeError, match="fastdiff: input"):
         in_place(x, x, table, INDEX, input=torch.ones(3, 8))
+    for source in (x, torch.ones(2, 7), x.half()):
+        with pytest.raises(RuntimeError, match="fastdiff: source"):
+            in_place(x, x, table, INDEX, source=source)
     with pytest.raises(RuntimeError, match="fastdiff: history"):
         in_place(x, x, table, INDEX, history=x)
 

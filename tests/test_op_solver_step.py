@@ -62,6 +62,55 @@ def test_what_has_no_weight_is_not_read(everywhere, generator):
     assert torch.equal(ops.solver_step(nan, None, restart, INDEX, anchor=x).x, x)
 
 
+def test_the_output_counts_past_the_clamp(everywhere, generator):
+    """DDIM with clipping: the noise direction is that of the unclipped output."""
+    (x, output), k = arguments((2, 3, 40), generator)
+    gain = torch.tensor([0.5, 2.0])
+    table = make_table(p=1.0, q=-0.5, lo=-0.1, hi=0.1, w=1.0, a=0.0, c0=0.8, f=0.6, g=3.0, g_uncond=-2.0)
+    step = ops.solver_step(x, output, table, INDEX, uncond=k["uncond"], gain=gain)
+    guided = gain.view(2, 1, 1) * (3.0 * output - 2.0 * k["uncond"])
+    torch.testing.assert_close(step.x, 0.8 * (x - 0.5 * guided).clamp(-0.1, 0.1) + 0.6 * guided)
+    lost = torch.full_like(x, torch.nan)
+    only = make_table(a=0.0, f=2.0, q=0.5)
+    for state in (x, lost):  # nothing but the output is read
+        assert torch.equal(ops.solver_step(state, output, only, INDEX).x, 2.0 * output)
+    idle = make_table(f=2.0, call=0.0)
+    assert torch.equal(ops.solver_step(x, lost, idle, INDEX).x, x)
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE)
+def test_noise_in_the_models_dtype(everywhere, dtype, generator):
+    for shape in ((2, 4, 9, 7), (3, 5), (2, 4, 16, 16)):
+        positional, keywords = arguments(shape, generator)
+        noise, table = keywords["noise"].to(dtype), make_table(**FULL)
+        expected = ops.solver_step(*positional, table, INDEX, **keywords | {"noise": noise.float()})
+        step = ops.solver_step(*positional, table, INDEX, **keywords | {"noise": noise})
+        assert all(torch.equal(a, e) for a, e in zip(step, expected, strict=True))
+
+
+def test_the_source_is_read_and_x_written(everywhere, generator):
+    positional, k = arguments((2, 4, 6, 5), generator, torch.bfloat16)
+    source, output = positional
+    more = {"uncond": k["uncond"], "noise": k["noise"].half(), "input": torch.zeros(4, 4, 6, 5).half()}
+    ring = torch.stack(k["history"])
+    for table in (make_table(**FULL), make_table(**FULL | {"a": 0.0, "p": 0.0, "u": 0.0})):
+        expected, anchor, history = source.clone(), k["anchor"].clone(), ring.clone()
+        ops.solver_step_(expected, output, table, INDEX, anchor=anchor, history=history, **more)
+        wanted = more["input"].clone()
+        x, kept = torch.full_like(source, torch.nan), source.clone()
+        ops.solver_step_(
+            x, output, table, INDEX, anchor=k["anchor"].clone(), history=ring.clone(), source=source, **more
+        )
+        assert torch.equal(x, expected) and torch.equal(more["input"], wanted)
+        assert torch.equal(source, kept)
+    lost = torch.full_like(source, torch.nan)
+    ops.solver_step_(x, output, make_table(a=0.0, q=1.0, w=1.0, c0=1.0), INDEX, source=lost)
+    assert torch.equal(x, output.float())
+    last = {"memory_format": torch.channels_last}  # another layout is copied
+    ops.solver_step_(x, output, make_table(a=2.0), INDEX, source=source.to(**last))
+    assert torch.equal(x, 2 * source)
+
+
 def test_nan_and_infinity_stay_in_their_element(everywhere, generator):
     positional, keywords = arguments((2, 100), generator)
     positional[1][1, 7], positional[0][0, 99] = torch.nan, torch.inf
@@ -249,6 +298,10 @@ X, T = torch.zeros(2, 3), make_table()
         ({"bound": torch.ones(3)}, ValueError, r"bound has shape \(3,\)"),
         ({"gain": torch.ones(2, device="meta")}, ValueError, "gain is on meta"),
         ({"table": make_table(n=1.0)}, ValueError, "pass noise|not given"),
+        ({"table": make_table(f=1.0), "output": None}, ValueError, "pass output"),
+        ({"table": make_table(f=1.0, g_uncond=1.0)}, ValueError, "pass uncond|not given"),
+        ({"noise": X.int()}, TypeError, "noise is int32"),
+        ({"noise": torch.zeros(2, 4).half()}, ValueError, r"noise has shape \(2, 4\)"),
         ({"seeds": torch.zeros(2)}, ValueError, r"seeds is float32 \[2\]: it must be int64 \[2\]"),
         ({"seeds": seeds(3)}, ValueError, r"it must be int64 \[2\]"),
         ({"seeds": seeds(2), "noise": X}, ValueError, "not both"),
@@ -283,6 +336,13 @@ def test_errors_of_the_buffers():
         ops.solver_step_(X.clone(), X, T, INDEX, input=torch.zeros(3, 3))
     with pytest.raises(ValueError, match="dense"):
         ops.solver_step_(torch.zeros(2, 6)[:, ::2], X, T, INDEX)
+    with pytest.raises(ValueError, match=r"source has shape \(2, 4\)"):
+        ops.solver_step_(X.clone(), X, T, INDEX, source=torch.zeros(2, 4))
+    with pytest.raises(TypeError, match="source is float16"):
+        ops.solver_step_(X.clone(), X, T, INDEX, source=X.half())
+    memory = torch.zeros(3, 3)
+    with backend.use("auto"), pytest.raises(ValueError, match="source: it must not overlap x"):
+        ops.solver_step_(memory[:2], X, T, INDEX, source=memory[1:])
     with pytest.raises(ValueError, match="at most 3"):
         ops.solver_step(X, X, T, INDEX, history=[X] * 4)
     with pytest.raises(ValueError, match="requires grad"):

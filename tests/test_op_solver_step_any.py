@@ -31,8 +31,10 @@ def test_any_row(name, isa, count):
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(case=cases(), slots=st.integers(1, 4), slot=st.integers(0, 9), accept=st.booleans())
-def test_any_row_in_place(case, slots, slot, accept):
+@given(
+    case=cases(), slots=st.integers(1, 4), slot=st.integers(0, 9), accept=st.booleans(), apart=st.booleans()
+)
+def test_any_row_in_place(case, slots, slot, accept, apart):
     """The same bits as the row as new tensors, in buffers of any ring."""
     case.table[:, reference.COLUMNS.index("slot")] = slot
     case.table[:, reference.COLUMNS.index("accept")] = float(accept)
@@ -44,8 +46,11 @@ def test_any_row_in_place(case, slots, slot, accept):
     x, anchor = case.x.clone(), keywords["anchor"].clone()
     input = torch.zeros(len(x) * (1 + doubled), *x.shape[1:], dtype=dtype)
     keywords |= {"anchor": anchor, "history": ring, "input": input}
+    if apart:
+        keywords["source"], x = x, torch.full_like(x, torch.nan)
     ops.solver_step_(x, case.output, case.table, INDEX, **keywords)
     assert torch.equal(x, step.x) and torch.equal(input, step.input)
+    assert not apart or torch.equal(keywords["source"], case.x)
     assert torch.equal(anchor, step.x if accept else case.keywords["anchor"])
     row = dict(zip(reference.COLUMNS, case.table[1].tolist(), strict=True))
     assert not row["call"] or torch.equal(ring[slot % slots], step.value)

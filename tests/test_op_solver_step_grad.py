@@ -110,8 +110,9 @@ def test_opcheck(overload, generator):
     )
     inplace = getattr(torch.ops.fastdiff.solver_step_, overload)
     ring, buffer = torch.zeros(2, 2, 3, 5), torch.zeros(4, 3, 5)
-    more = (k["uncond"], k["anchor"], ring, k["noise"], *per_sample, *blend, buffer)
-    torch.library.opcheck(inplace, (x.detach().clone(), output.detach(), table, INDEX, *more))
+    for source in (None, x.detach()):
+        more = (k["uncond"], k["anchor"], ring, k["noise"].half(), *per_sample, *blend, source, buffer)
+        torch.library.opcheck(inplace, (x.detach().clone(), output.detach(), table, INDEX, *more))
 
 
 def test_compile_export_and_vmap(generator):

@@ -67,6 +67,7 @@ def test_the_same_bits_as_the_op(model, layout, generator):
         noise = k["noise"].to(memory_format=layout)
         both(state, table(), (output, uncond, noise, more["bound"], more["gain"]))
         both(state, table(), (torch.cat([output, uncond]), None, noise), **blend)
+        both(state, table(), (output, uncond, noise.to(model)))
         both(state, table(), (output, uncond), seeds=seeds(2), **blend)
         both(state, table(call=0.0), (), seeds=seeds(2))
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiff import reference, samplers, schedules
+from fastdiff import reference, sample, samplers, schedules
 from fastdiff.levels import Level
 from fastdiff.plan import Plan, Row
+from fastdiff.predictions import Prediction
 from fastdiff.samplers import SAMPLERS
 from oracles import RandomDenoiser, execute
 
@@ -43,6 +44,7 @@ def edited(i: int, **changes: Any) -> Change:
         (edited(0, history=(0.5, 0.5)), "row 0 reads more stored values than there are"),
         (edited(2, history=(0.2,) * 5), "row 2 has 5 history weights, at most 4"),
         (edited(1, forget=2), "forgets more values than are stored"),
+        (edited(0, output=0.5, call=False, history=()), "row 0 weighs a model output, but has none"),
         (edited(1, call=False), "row 1 reads more stored values than there are"),
         (edited(1, noise=math.nan), "no finite weights"),
         (edited(1, x=math.inf), "no finite weights"),
@@ -220,6 +222,43 @@ def test_pure_noise_needs_a_prediction_that_means_something_there() -> None:
             Plan.build(SAMPLERS[sampler], levels, prediction=prediction)
     with pytest.raises(ValueError, match="pure noise"):
         Plan.build(SAMPLERS["ddim"], levels, prediction="epsilon")
+
+
+def clipped_ddim(levels: Sequence[Level], scale: float = 1.0) -> Iterator[Row]:
+    """DDIM for an epsilon prediction: its noise is the output's own, whatever the clamp does to the image."""
+    for a, b in pairwise(levels):
+        yield Row(a, b, history=(b.alpha,), output=scale * b.sigma)
+
+
+def test_a_row_weighs_the_output_itself() -> None:
+    levels = schedules.linear_betas().levels(4)
+    plan = Plan.build(clipped_ddim, levels, clip=0.5)
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    result = sample(lambda x, t: torch.tanh(2 * x), x, sampler=plan)
+    for a, b in pairwise(levels):
+        eps = torch.tanh(2 * x)
+        x = b.alpha * ((x - a.sigma * eps) / a.alpha).clamp(-0.5, 0.5) + b.sigma * eps
+    torch.testing.assert_close(result, x)
+    assert str(plan).splitlines()[1].split()[-1] == "output"
+    assert "output" not in str(Plan.build(SAMPLERS["ddim"], levels)).splitlines()[1]
+
+
+def test_the_output_of_constant_data_is_known_where_it_says_something() -> None:
+    """F = (1 - p*alpha)/q: 0 for epsilon, -sigma for v; any where q is 0."""
+    levels = schedules.linear_betas().levels(4)
+    Plan.build(
+        clipped_ddim, levels, prediction="epsilon", options={"scale": 3.0}
+    )  # no noise in constant data
+    with pytest.raises(ValueError, match=r"row 0 maps constant data 1 to"):
+        Plan.build(clipped_ddim, levels, prediction="v")
+
+    def rotate(levels: Sequence[Level]) -> Iterator[Row]:
+        for a, b in pairwise(levels):  # x_next = alpha_b*x0 + sigma_b*eps, with eps = sigma_a*x + alpha_a*v
+            yield Row(a, b, x=b.sigma * a.sigma, history=(b.alpha,), output=b.sigma * a.alpha)
+
+    Plan.build(rotate, levels, prediction="v")
+    blind = Prediction("blind", lambda level: (1.0 / level.alpha, 0.0))
+    Plan.build(clipped_ddim, levels, prediction=blind)
 
 
 def test_printing_a_plan() -> None:

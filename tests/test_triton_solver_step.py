@@ -99,7 +99,8 @@ def test_device_reads_nothing_of_weight_zero(on_triton: None, generator: torch.G
     keywords |= vectors(SHAPE[0], generator) | solver_step_cases.inpainting(SHAPE, generator)
     weighs = {
         "x": ("p", "u", "a"), "output": ("g",), "uncond": ("g_uncond",), "anchor": ("b",), "h1": ("c1",), "h2": ("c2",),
-        "h3": ("c3",), "noise": ("n",), "known": ("alpha",), "known_noise": ("sigma",), "bound": ("w",), "gain": ("q",),
+        "h3": ("c3",), "noise": ("n",), "known": ("alpha",), "known_noise": ("sigma",), "bound": ("w",),
+        "gain": ("q", "f"),
     }  # fmt: skip
     for name, columns in weighs.items():
         images = dict(keywords) | dict(zip(("h1", "h2", "h3"), keywords["history"], strict=True))
@@ -141,11 +142,12 @@ def test_device_missing_tensor_is_loud(generator: torch.Generator) -> None:
     assert x_next.isnan().all() and value.isfinite().all()
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize(
     "slots, accept, call", [(1, 1.0, 1.0), (2, 0.0, 1.0), (3, 1.0, 1.0), (3, 1.0, 0.0), (4, 0.0, 1.0)]
 )
 def test_device_in_place(
-    slots: int, accept: float, call: float, on_triton: None, generator: torch.Generator
+    slots: int, accept: float, call: float, apart: bool, on_triton: None, generator: torch.Generator
 ) -> None:
     """x, the anchor, the ring and the input become what the reference makes of them, bit for bit but for rounding."""
     (x, output), keywords = arguments(SHAPE, generator)
@@ -159,9 +161,13 @@ def test_device_in_place(
     for step, dtype in runs:
         state = {name: in_dtype(moved(t.clone()), dtype) for name, t in {"x": x, **buffers}.items()}
         given = {name: in_dtype(moved(t), dtype) for name, t in reads.items()}
+        fresh = torch.full_like(state["x"], torch.nan)
+        if apart:
+            state |= {"source": state["x"], "x": fresh}
+        after = dict(state)
         step(state.pop("x"), moved(output), moved(table), moved(torch.tensor(1)), **state, **given)
-        results.append(state)
-    for name in buffers:
+        results.append(after)
+    for name in ("x", *buffers):
         assert_accurate(results[0][name], results[2][name], results[1][name])
 
 
@@ -187,7 +193,8 @@ def launched(
     drawn = seeds(shape[0]) if full else None
     anchor = x if full else None
     (launch,) = launches(
-        monkeypatch, kernel.launch_, x, output, table, index, output, anchor, ring, None, *vectors, *more, drawn, x_in
+        monkeypatch, kernel.launch_, x, output, table, index, output, anchor, ring, None, *vectors, *more, drawn, None,
+        x_in,
     )  # fmt: skip
     return launch
 

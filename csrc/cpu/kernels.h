@@ -27,12 +27,20 @@ struct QSample {
     bool streams;  // results go past the caches, which could not hold them
 };
 
+// Weights in float64, until a sample's gain and bound are multiplied in.
+struct OutputWeights {
+    double p, g, g_uncond, f, f_uncond;
+};
+
 // One row of a plan over dense memory, read and written element by element:
-//   value = w*clamp(p*x + g*output + g_uncond*uncond) + u*x     (with bound, the clamped is divided by it)
-// and x_next, input as in fastdiff/ops/solver_step.py. A pointer is null where the row does not read or write
-// that tensor; x_next may be x, and value may be one of the h (each element is read before it is written).
+//   value  = clamp(p*x + g*output + g_uncond*uncond, lo, hi) + u*x     (w and 1/bound are in all of them)
+//   x_next = f*output + f_uncond*uncond + c0*value + a*x + ...
+// and input as in fastdiff/ops/solver_step.py. A pointer is null where the row does not read or write that
+// tensor; x_next may be x, and value may be one of the h (each element is read before it is written).
 struct SolverStep {
-    float p, lo, hi, u, w, a, b, c0, c1, c2, c3, n, k, g, g_uncond, alpha, sigma;
+    OutputWeights exact;
+    float p, g, g_uncond, f, f_uncond;  // the same for one sample; set by the kernel
+    float lo, hi, u, a, b, c0, c1, c2, c3, n, k, alpha, sigma;
     const float* x;
     const void* output;
     const void* uncond;
@@ -40,7 +48,7 @@ struct SolverStep {
     const float* h1;
     const float* h2;
     const float* h3;
-    const float* noise;
+    const void* noise;
     const float* bound;  // [B]
     const float* gain;   // [B]
     const float* mask;
@@ -54,9 +62,10 @@ struct SolverStep {
     void* input_twin;  // the second half of a doubled batch
     Dtype output_dtype;
     Dtype input_dtype;
+    Dtype noise_dtype;
     bool call;
     bool has_output;
-    bool clamps;  // lo or hi is finite
+    bool clamps;  // lo or hi is finite, or there is a bound
     int64_t sample_size;
 };
 

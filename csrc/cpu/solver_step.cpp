@@ -1,5 +1,7 @@
 // solver_step and solver_step_ on the CPU: one row of the table turned into pointers and weights for one
 // kernel; and the same step as a plain C function, for fastdiff._host.
+#include <functional>
+
 #include "../stepper.h"
 #include "row.h"
 
@@ -34,6 +36,25 @@ const int64_t* seeds_of(const Maybe& t, const Tensor& x) {
     return static_cast<const int64_t*>(address(*t));
 }
 
+// The noise, of any float type, where the row adds it.
+void set_noise(SolverStep& s, const Row& r, const Maybe& noise, const Tensor& x) {
+    if (r.n == 0 || !noise.has_value()) return;
+    require(noise->is_cpu() && same_layout(x, *noise), "noise: not like x");
+    s.noise = address(*noise);
+    s.noise_dtype = dtype_of(*noise);
+}
+
+// Reads x from another tensor of its kind.
+void set_source(SolverStep& s, const Tensor& source, const Tensor& x) {
+    require_float(source, x, "source: it must be float32, laid out like x");
+    const int64_t numel = x.numel();
+    const auto* from = static_cast<const float*>(source.data_ptr());
+    require(
+        numel == 0 || std::less_equal<>()(from + numel, s.x) || std::less_equal<>()(s.x + numel, from),
+        "source: it must not overlap x");
+    s.x = from;
+}
+
 SolverStep gather(const Row& r, const Inputs& in) {
     const Tensor& x = in.x;
     require(
@@ -44,7 +65,7 @@ SolverStep gather(const Row& r, const Inputs& in) {
     s.sample_size = x.size(0) ? x.numel() / x.size(0) : 0;
     s.anchor = weighed(r.b, in.anchor, x, "anchor: not like x");
     require(!in.noise || !in.seeds, "give noise or seeds to draw it from, not both");
-    s.noise = weighed(r.n, in.noise, x, "noise: not like x");
+    set_noise(s, r, in.noise, x);
     if (r.n != 0 && in.seeds) s.seeds = seeds_of(in.seeds, x);
     s.mask = weighed(1.0, in.mask, x, "mask: not like x");
     s.known = weighed(in.mask ? r.alpha : 1.0, in.known, x, "known: not like x");
@@ -52,7 +73,7 @@ SolverStep gather(const Row& r, const Inputs& in) {
     s.has_output = in.output.has_value();
     if (r.call == 0) return s;
     if (r.w != 0) s.bound = per_sample(in.bound, x);
-    if (r.w == 0 || r.q == 0 || !s.has_output) return s;
+    if (!reads_output(r) || !s.has_output) return s;
     s.gain = per_sample(in.gain, x);
     const Outputs model = model_outputs(r, *in.output, in.uncond, x);
     s.output = model.cond, s.uncond = model.uncond, s.output_dtype = model.dtype;
@@ -68,6 +89,7 @@ void run_drawing(SolverStep s, uint64_t stream, int64_t begin, int64_t end) {
         stop = std::min({i + kDrawn, (sample + 1) * s.sample_size, end});
         k.counter_normal(static_cast<uint64_t>(s.seeds[sample]), stream, first, stop - i, drawn);
         s.noise = drawn - i;
+        s.noise_dtype = Dtype::f32;
         k.solver_step(s, i, stop);
     }
 }
@@ -157,12 +179,14 @@ void require_input(const Tensor& input, const Tensor& x, bool doubled) {
 void solver_step_inplace(
     const Tensor& x, const Maybe& output, const Tensor& table, const Tensor& index, const Maybe& uncond,
     const Maybe& anchor, const Maybe& history, const Maybe& noise, const Maybe& bound, const Maybe& gain,
-    const Maybe& mask, const Maybe& known, const Maybe& known_noise, const Maybe& seeds, const Maybe& input) {
+    const Maybe& mask, const Maybe& known, const Maybe& known_noise, const Maybe& seeds, const Maybe& source,
+    const Maybe& input) {
     const int64_t row = row_number(table, index);
     const Row& r = row_of(table, row);
     SolverStep s =
         gather(r, {x, output, uncond, anchor, noise, bound, gain, mask, known, known_noise, seeds});
     s.x_next = static_cast<float*>(x.data_ptr());
+    if (source) set_source(s, *source, x);
     if (history) {
         require_ring(*history, x);
         set_ring(s, r, static_cast<float*>(address(*history)), history->size(0), x.numel());
@@ -195,7 +219,8 @@ const char* step(const FastdiffRun& run_of, const FastdiffRow& with) {
     s.mask = f.mask, s.known = f.known, s.known_noise = f.known_noise, s.seeds = f.seeds;
     s.output = with.output, s.uncond = with.uncond, s.output_dtype = static_cast<Dtype>(with.type);
     s.has_output = with.output;
-    s.noise = with.noise, s.bound = with.bound, s.gain = with.gain;
+    s.noise = with.noise, s.noise_dtype = static_cast<Dtype>(with.noise_type);
+    s.bound = with.bound, s.gain = with.gain;
     const char* missing = settle(s, r);
     if (!missing) run(s, with.row, f.numel);
     return missing;

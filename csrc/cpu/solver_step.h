@@ -19,19 +19,27 @@ FASTDIFF_INLINE void clamp(Tile<unroll>& data, float lo, float hi) {  // NaN sta
     }
 }
 
-template <int unroll>
-FASTDIFF_INLINE Tile<unroll> times(const Tile<unroll>& tile, float weight) {
-    Tile<unroll> scaled;
-    for (int j = 0; j < unroll; ++j) scaled.v[j] = tile.v[j] * weight;
-    return scaled;
+// One branch of the model's output, where the row reads it: into the data before the clamp, and past it.
+template <class P, class Output>
+FASTDIFF_INLINE void add_output(
+    Tile<P::unroll>& data, float g, Tile<P::unroll>& next, float f, const void* output, int64_t i,
+    int64_t count) {
+    if (!output) return;
+    const auto branch = load_tile<P>(static_cast<const Output*>(output) + i, count);
+    if (g != 0) add(data, g, branch);
+    if (f != 0) add(next, f, branch);
 }
 
-template <class P, class Output>
-FASTDIFF_INLINE void add_denoised(
-    Tile<P::unroll>& data, const SolverStep& s, const Tile<P::unroll>& x, int64_t i, int64_t count) {
-    if (s.p != 0) add(data, s.p, x);
-    if (s.output) add(data, s.g, load_tile<P>(static_cast<const Output*>(s.output) + i, count));
-    if (s.uncond) add(data, s.g_uncond, load_tile<P>(static_cast<const Output*>(s.uncond) + i, count));
+template <class P>
+FASTDIFF_INLINE Tile<P::unroll> load_noise(const SolverStep& s, int64_t i, int64_t count) {
+    switch (s.noise_dtype) {
+        case Dtype::f16:
+            return load_tile<P>(static_cast<const Half*>(s.noise) + i, count);
+        case Dtype::bf16:
+            return load_tile<P>(static_cast<const Bfloat*>(s.noise) + i, count);
+        default:
+            return load_tile<P>(static_cast<const float*>(s.noise) + i, count);
+    }
 }
 
 // Where the mask is not 1, what is known takes next's place. Neither counts where its weight is 0, so that
@@ -52,21 +60,20 @@ FASTDIFF_INLINE void blend(Tile<P::unroll>& next, const SolverStep& s, int64_t i
 // history.
 template <class P, class Output, class Input>
 FASTDIFF_INLINE void step_tile(const SolverStep& s, int64_t i, int64_t count) {
-    const auto x = load_tile<P>(s.x + i, count);
-    Tile<P::unroll> next = {}, value = {};
+    Tile<P::unroll> x = {}, next = {}, value = {};
+    if (s.x) x = load_tile<P>(s.x + i, count);
     if (s.a != 0) add(next, s.a, x);
     if (s.anchor) add(next, s.b, load_tile<P>(s.anchor + i, count));
     if (s.h1) add(next, s.c1, load_tile<P>(s.h1 + i, count));
     if (s.h2) add(next, s.c2, load_tile<P>(s.h2 + i, count));
     if (s.h3) add(next, s.c3, load_tile<P>(s.h3 + i, count));
-    if (s.noise) add(next, s.n, load_tile<P>(s.noise + i, count));
+    if (s.noise) add(next, s.n, load_noise<P>(s, i, count));
     if (s.call) {
-        add_denoised<P, Output>(value, s, x, i, count);
-        if (s.clamps) {
-            clamp(value, s.lo, s.hi);
-            value = times(value, s.w);
-            if (s.u != 0) add(value, s.u, x);
-        }
+        if (s.p != 0) add(value, s.p, x);
+        add_output<P, Output>(value, s.g, next, s.f, s.output, i, count);
+        add_output<P, Output>(value, s.g_uncond, next, s.f_uncond, s.uncond, i, count);
+        if (s.clamps) clamp(value, s.lo, s.hi);
+        if (s.u != 0) add(value, s.u, x);
         if (s.c0 != 0) add(next, s.c0, value);
         if (s.value) store_tile<P>(s.value + i, value, count);
     }
@@ -110,22 +117,22 @@ void step_dtypes(const SolverStep& args, int64_t begin, int64_t end) {
     }
 }
 
-// The row with one sample's gain and bound in place of the common ones.
-SolverStep for_sample(SolverStep args, int64_t sample) {
-    if (args.gain) {
-        args.g *= args.gain[sample];
-        args.g_uncond *= args.gain[sample];
-    }
-    if (args.bound) {
-        args.hi = args.bound[sample];
-        args.lo = -args.hi;
-        args.w /= args.hi;
-    }
-    return args;
+// What has no weight is left out, whatever it would be multiplied by.
+FASTDIFF_INLINE float product(double weight, double factor) { return weight != 0 ? weight * factor : 0.0; }
+
+// The row with one sample's gain and bound multiplied in.
+SolverStep for_sample(SolverStep s, int64_t sample) {
+    const OutputWeights& e = s.exact;
+    const double gain = s.gain ? s.gain[sample] : 1.0;
+    const double scale = s.bound ? 1.0 / s.bound[sample] : 1.0;
+    s.p = product(e.p, scale);
+    s.g = product(e.g, scale * gain), s.g_uncond = product(e.g_uncond, scale * gain);
+    s.f = product(e.f, gain), s.f_uncond = product(e.f_uncond, gain);
+    return s;
 }
 
 void solver_step(const SolverStep& args, int64_t begin, int64_t end) {
-    if (!args.gain && !args.bound) return step_dtypes(args, begin, end);
+    if (!args.gain && !args.bound) return step_dtypes(for_sample(args, 0), begin, end);
     while (begin < end) {
         const int64_t sample = begin / args.sample_size;
         const int64_t next = (sample + 1) * args.sample_size;

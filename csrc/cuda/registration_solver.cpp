@@ -1,5 +1,7 @@
 // solver_step and solver_step_ on the CUDA key. Nothing here waits for the GPU: what a row's weights ask for
 // is found out by the kernel, so that a missing tensor makes NaN there (solver_step.h) where the CPU raises.
+#include <functional>
+
 #include "solver_step.h"
 #include "step_tensors.h"
 
@@ -16,6 +18,24 @@ void set_outputs(SolverStep& s, const Tensor& x, const Maybe& output, const Mayb
     if (!output.has_value()) return;
     const Branches both = branches(*output, uncond, x);
     s.output = both.output, s.uncond = both.uncond, s.output_type = both.type;
+}
+
+// The noise, of any float type.
+void set_noise(SolverStep& s, const Tensor& x, const Maybe& noise) {
+    if (!noise.has_value()) return;
+    require(same_device(*noise, x) && same_layout(x, *noise), "noise: it must be laid out like x");
+    s.noise = noise->const_data_ptr();
+    s.noise_type = element_of(*noise);
+}
+
+// Reads x from another tensor of its kind.
+void set_source(SolverStep& s, const Tensor& x, const Maybe& source) {
+    if (!source.has_value()) return;
+    const float* from = image(source, x, "source: it must be float32, laid out like x");
+    require(
+        s.numel == 0 || std::less_equal<>()(from + s.numel, s.x) || std::less_equal<>()(s.x + s.numel, from),
+        "source: it must not overlap x");
+    s.x = from;
 }
 
 struct Options {
@@ -42,7 +62,7 @@ SolverStep prepare(
     s.table = row.table, s.index = row.index, s.rows = row.rows;
     set_outputs(s, x, output, in.uncond);
     s.anchor = image(in.anchor, x, "anchor: it must be float32, laid out like x");
-    s.noise = image(in.noise, x, "noise: it must be float32, laid out like x");
+    set_noise(s, x, in.noise);
     s.mask = image(in.mask, x, "mask: it must be float32, laid out like x");
     s.known = image(in.known, x, "known: it must be float32, laid out like x");
     s.known_noise = image(in.known_noise, x, "known_noise: it must be float32, laid out like x");
@@ -99,11 +119,13 @@ std::tuple<Tensor, Tensor, Tensor> solver_step_cuda(
 void solver_step_inplace_cuda(
     const Tensor& x, const Maybe& output, const Tensor& table, const Tensor& index, const Maybe& uncond,
     const Maybe& anchor, const Maybe& history, const Maybe& noise, const Maybe& bound, const Maybe& gain,
-    const Maybe& mask, const Maybe& known, const Maybe& known_noise, const Maybe& seeds, const Maybe& input) {
+    const Maybe& mask, const Maybe& known, const Maybe& known_noise, const Maybe& seeds, const Maybe& source,
+    const Maybe& input) {
     const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
     SolverStep s = prepare(
         x, output, table, index, {uncond, anchor, noise, bound, gain, mask, known, known_noise, seeds});
     s.x_next = const_cast<float*>(s.x);
+    set_source(s, x, source);
     s.anchor_next = const_cast<float*>(s.anchor);
     if (history.has_value()) {
         s.slots = history->dim() ? static_cast<int>(history->size(0)) : 0;

@@ -11,7 +11,7 @@ struct RowWeights {
                          // pointer from
     int64_t value;       // shared memory to be one to global memory
     int64_t stream;      // of the noise drawn in the kernel
-    float p, g, g_uncond, lo, hi, u, w, a, b, c0, c[3], n, k, alpha, sigma;
+    float p, q, g, g_uncond, f, lo, hi, u, w, a, b, c0, c[3], n, k, alpha, sigma;
     bool call, clamps, accept;
 };
 
@@ -19,8 +19,8 @@ constexpr double kInfinity = __builtin_huge_val();
 
 __device__ inline float not_a_number() { return __int_as_float(0x7FFFFFFF); }
 
-// q goes into g always; w and u into p and g where nothing is clamped: csrc/cpu/solver_step.cpp does the
-// same.
+// w and u go into p and q where nothing is clamped. The branches keep weights of their own: F may be weighed
+// twice, by q and by f.
 __device__ inline void fold(const Row& r, bool bounded, RowWeights& w) {
     const bool finite = r.lo > -kInfinity || r.hi < kInfinity;
     w.call = r.call != 0;
@@ -28,8 +28,11 @@ __device__ inline void fold(const Row& r, bool bounded, RowWeights& w) {
     w.clamps = r.w != 0 && (bounded || finite);
     const double scale = w.clamps ? 1.0 : r.w;
     w.p = static_cast<float>(w.clamps ? r.p : r.w * r.p + r.u);
-    w.g = static_cast<float>(w.call ? scale * r.q * r.g : 0.0);
-    w.g_uncond = static_cast<float>(w.call ? scale * r.q * r.g_uncond : 0.0);
+    w.q = static_cast<float>(w.call ? scale * r.q : 0.0);
+    w.f = static_cast<float>(w.call ? r.f : 0.0);
+    const bool guided = w.call && ((r.w != 0 && r.q != 0) || r.f != 0);
+    w.g = static_cast<float>(guided ? r.g : 0.0);
+    w.g_uncond = static_cast<float>(guided ? r.g_uncond : 0.0);
     w.w = static_cast<float>(r.w), w.u = static_cast<float>(r.u);
     w.lo = static_cast<float>(r.lo), w.hi = static_cast<float>(r.hi);
     w.a = static_cast<float>(r.a), w.b = static_cast<float>(r.b);
@@ -61,7 +64,7 @@ __device__ inline bool lacks_a_tensor(const SolverStep& s, RowWeights& w) {
     bool absent = w.call && !s.output;
     absent |= missing(w.g, s.output) | missing(w.g_uncond, s.uncond) | missing(w.b, s.anchor);
     for (int j = 0; j < 3; ++j) absent |= missing(w.c[j], s.ring ? s.ring : s.history[j]);
-    absent |= missing(w.n, s.noise ? static_cast<const void*>(s.noise) : s.seeds);
+    absent |= missing(w.n, s.noise ? s.noise : s.seeds);
     return absent | (s.mask && (missing(w.alpha, s.known) | missing(w.sigma, s.known_noise)));
 }
 

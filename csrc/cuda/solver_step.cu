@@ -27,8 +27,8 @@ __device__ __forceinline__ void store_as(
 // them.
 template <int V>
 struct Terms {
-    Floats<V> anchor, history[3], noise;
-    Raw<V> uncond;
+    Floats<V> anchor, history[3];
+    Raw<V> noise, uncond;
 
     __device__ __forceinline__ Terms(const SolverStep& s, const RowWeights& w, int64_t at) {
         anchor = w.b != 0 ? load<V>(s.anchor, at) : Floats<V>{};
@@ -37,7 +37,7 @@ struct Terms {
             const float* past = s.ring ? s.ring + w.history[j] : s.history[j];
             history[j] = w.c[j] != 0 ? load<V>(past, at) : Floats<V>{};
         }
-        noise = w.n != 0 && s.noise ? load<V>(s.noise, at) : Floats<V>{};
+        noise = w.n != 0 && s.noise ? load_raw<V>(s.noise, s.noise_type, at) : Raw<V>{};
         uncond = w.g_uncond != 0 ? load_raw<V>(s.uncond, s.output_type, at) : Raw<V>{};
     }
 };
@@ -59,16 +59,27 @@ __device__ __forceinline__ Floats<V> drawn(
     return noise;
 }
 
-// clamp(p*x + F, lo, hi), which keeps NaN, and its place in value.
+// F = gain*(g*output + g_uncond*uncond).
+template <int V>
+__device__ __forceinline__ Floats<V> guided(
+    const SolverStep& s, const RowWeights& w, int64_t sample, const Raw<V>& output, const Raw<V>& uncond) {
+    Floats<V> result = {};
+    if (w.g != 0) add(result, w.g, widen(output, s.output_type));
+    if (w.g_uncond != 0) add(result, w.g_uncond, widen(uncond, s.output_type));
+    if (!s.gain) return result;
+    const float gain = s.gain[sample];
+#pragma unroll
+    for (int i = 0; i < V; ++i) result.lane[i] *= gain;
+    return result;
+}
+
+// clamp(p*x + q*F, lo, hi), which keeps NaN, and its place in value.
 template <int V>
 __device__ __forceinline__ Floats<V> value_of(
-    const SolverStep& s, const RowWeights& w, int64_t sample, const Floats<V>& x, const Raw<V>& output,
-    const Raw<V>& uncond) {
-    const float gain = s.gain ? s.gain[sample] : 1.0f;
+    const SolverStep& s, const RowWeights& w, int64_t sample, const Floats<V>& x, const Floats<V>& output) {
     Floats<V> value = {};
     if (w.p != 0) add(value, w.p, x);
-    if (w.g != 0) add(value, w.g * gain, widen(output, s.output_type));
-    if (w.g_uncond != 0) add(value, w.g_uncond * gain, widen(uncond, s.output_type));
+    if (w.q != 0) add(value, w.q, output);
     if (!w.clamps) return value;
     const float bound = s.bound ? s.bound[sample] : 1.0f;
     const float lo = s.bound ? -bound : w.lo, hi = s.bound ? bound : w.hi;
@@ -131,15 +142,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
     const int64_t sample = s.gain || s.bound || kDraws ? quotient(at, samples) : 0;
     Terms<V> terms(s, w, at);
-    if (kDraws && w.n != 0) terms.noise = drawn<V>(s, w, sample, at);
     Floats<V> next = {}, value = {};
-    if (w.call) value = value_of(s, w, sample, x, output, terms.uncond);
+    if (w.call) {
+        const Floats<V> both = guided(s, w, sample, output, terms.uncond);
+        value = value_of(s, w, sample, x, both);
+        if (w.f != 0) add(next, w.f, both);
+    }
     if (w.a != 0) add(next, w.a, x);
     add(next, w.b, terms.anchor);
     if (w.c0 != 0) add(next, w.c0, value);
 #pragma unroll
     for (int j = 0; j < 3; ++j) add(next, w.c[j], terms.history[j]);
-    add(next, w.n, terms.noise);
+    if (w.n != 0) add(next, w.n, kDraws ? drawn<V>(s, w, sample, at) : widen(terms.noise, s.noise_type));
     if (s.mask) blend(s, w, at, next);
     if (s.ring ? w.call : s.value != nullptr) store(s.ring ? s.ring + w.value : s.value, at, value);
     finish(s, w, at, next);
@@ -147,16 +161,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 // Whether 4 elements of every tensor lie on a boundary, and no 4 of them in two samples.
 bool takes_vectors(const SolverStep& s) {
-    const void* floats[] = {s.x,      s.anchor, s.history[0], s.history[1], s.history[2],
-                            s.ring,   s.noise,  s.mask,       s.known,      s.known_noise,
-                            s.x_next, s.value,  s.anchor_next};
+    const void* floats[] = {s.x,    s.anchor, s.history[0],  s.history[1], s.history[2], s.ring,
+                            s.mask, s.known,  s.known_noise, s.x_next,     s.value,      s.anchor_next};
     bool fits = s.sample % kLanes == 0 && s.numel % kLanes == 0;
     for (const void* data : floats) fits = fits && on_boundary(data, kLanes * 4);
     for (const void* data : {s.output, s.uncond})
         fits = fits && on_boundary(data, kLanes * bytes_of(s.output_type));
     for (const void* data : {s.input, s.input_twin})
         fits = fits && on_boundary(data, kLanes * bytes_of(s.input_type));
-    return fits;
+    return fits && on_boundary(s.noise, kLanes * bytes_of(s.noise_type));
 }
 
 template <int V>

@@ -13,14 +13,14 @@ namespace fastdiff::cuda {
 
 // A table's line, in the order of fastdiff.reference.COLUMNS.
 struct Row {
-    double p, q, lo, hi, u, w, a, b, c0, c1, c2, c3, n, k, g, g_uncond, call, slot, accept, alpha, sigma,
-        spare;
+    double p, q, lo, hi, u, w, a, b, c0, c1, c2, c3, n, k, g, g_uncond, call, slot, accept, alpha, sigma, f;
 };
 
 // Images are dense, laid out alike, and numel elements long; a null pointer is a tensor that was not given.
-// x_next may be x, anchor_next may be anchor, and value may be one of the history: every element is read
-// before it is written, by one thread. What a weight of 0 belongs to is not used. A row that weighs what is
-// not there, or a row number beyond the table, makes x_next NaN: nothing on a GPU can raise.
+// x_next may be x, or memory of its own; anchor_next may be anchor, and value may be one of the history:
+// every element is read before it is written, by one thread. What a weight of 0 belongs to is not used. A row
+// that weighs what is not there, or a row number beyond the table, makes x_next NaN: nothing on a GPU can
+// raise.
 struct SolverStep {
     const Row* table;  // float64, on the device
     const int64_t* index;
@@ -32,7 +32,7 @@ struct SolverStep {
     const float* history[3];  // newest first; with a ring they are found in it
     float* ring;              // [slots, numel]: value goes to slot % slots, h_j comes from (slot - j) % slots
     int slots;
-    const float* noise;
+    const void* noise;   // of noise_type
     const float* bound;  // one a sample, gain and seeds too
     const float* gain;
     const float* mask;
@@ -48,6 +48,7 @@ struct SolverStep {
     int64_t sample;  // elements of one sample
     Element output_type;
     Element input_type;
+    Element noise_type;
 };
 
 // Returns what the launch reported; no elements launch nothing.

@@ -79,14 +79,20 @@ inline int64_t type_of(const Stepper& s, PyObject* tensor) {
     return found == s.float32.ptr() ? 0 : found == s.float16.ptr() ? 1 : found == s.bfloat16.ptr() ? 2 : -1;
 }
 
-// Sets `address` to an optional tensor of float32 with this shape and these strides; false if it does not
-// fit.
-inline bool fits(
-    const Stepper& s, PyObject* tensor, const py::object& shape, const py::object& strides,
-    const float** address) {
+// Sets `address` to the memory of an optional [B] of float32; false if it does not fit.
+inline bool vector_fits(const Stepper& s, PyObject* tensor, const float** address) {
     if (tensor == Py_None) return true;
-    *address = static_cast<const float*>(plain(s, tensor, strides));
-    return *address && type_of(s, tensor) == 0 && equals(PyObject_GetAttr(tensor, names().shape), shape);
+    *address = static_cast<const float*>(plain(s, tensor, s.vector_strides));
+    return *address && type_of(s, tensor) == 0 &&
+           equals(PyObject_GetAttr(tensor, names().shape), s.vector_shape);
+}
+
+// The noise, like x but of any float type.
+inline bool noise_fits(const Stepper& s, PyObject* tensor, FastdiffRow& row) {
+    if (tensor == Py_None) return true;
+    row.noise = plain(s, tensor, s.strides);
+    row.noise_type = type_of(s, tensor);
+    return row.noise && row.noise_type >= 0 && equals(PyObject_GetAttr(tensor, names().shape), s.shape);
 }
 
 // The same for the model's outputs, of any float type; without uncond, output may hold both.
@@ -119,10 +125,8 @@ inline PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     bool taken = count >= 1 && count <= 6 && PyLong_CheckExact(args[0]);
     if (taken) {
         row.row = PyLong_AsLongLong(args[0]);
-        taken = outputs_fit(s, given(1), given(2), row) &&
-                fits(s, given(3), s.shape, s.strides, &row.noise) &&
-                fits(s, given(4), s.vector_shape, s.vector_strides, &row.bound) &&
-                fits(s, given(5), s.vector_shape, s.vector_strides, &row.gain) &&
+        taken = outputs_fit(s, given(1), given(2), row) && noise_fits(s, given(3), row) &&
+                vector_fits(s, given(4), &row.bound) && vector_fits(s, given(5), &row.gain) &&
                 memory(s.state.ptr()) == s.run.x && memory(s.shown.ptr()) == s.shown_address;
     }
     if (taken) {

@@ -33,6 +33,12 @@ def check(
             _checks.vector(name, tensor, x.shape[0], x)
 
 
+def check_noise(x: Tensor, noise: Tensor | None) -> None:
+    """ValueError or TypeError unless noise has x's shape, and a dtype that kernels convert to x's."""
+    if noise is not None:
+        _checks.same("noise", noise, x, dtypes=(x.dtype, torch.float32, torch.float16, torch.bfloat16))
+
+
 def by_formula(table: Tensor, index: Tensor) -> bool:
     """Whether the reference must compute for torch.func or forward-mode differentiation. It reads its row on the host,
     so where vmap goes over rows, and nothing else is wanted, the ops are called one by one."""

@@ -48,7 +48,7 @@ def backward(
         value = w["c0"] * total if grad_value is None else grad_value + w["c0"] * total
         found["x"] = found["x"] + w["u"] * value
         cond, other = branches(output, uncond, len(x))
-        add_model_terms(found, w["w"] * value, w, x, cond, other, bound, gain)
+        add_model_terms(found, w["w"] * value, w["f"] * total, w, x, cond, other, bound, gain)
         if cond is not output:
             found["output"] = torch.cat([found["output"], found["uncond"]])
     return (
@@ -78,6 +78,7 @@ def weighed(weight: Tensor, term: Tensor) -> Tensor:
 def add_model_terms(
     found: dict[str, Tensor],
     grad: Tensor,
+    grad_guided: Tensor,
     w: dict[str, Tensor],
     x: Tensor,
     output: Tensor | None,
@@ -85,7 +86,7 @@ def add_model_terms(
     bound: Tensor | None,
     gain: Tensor | None,
 ) -> None:
-    """Adds to `found` what flows through denoised, whose gradient is `grad`."""
+    """Adds to `found` what flows through denoised, whose gradient is `grad`, and through F beside it."""
     assert output is not None
     mixed = weighed(w["g"], output.to(x.dtype))
     if uncond is not None:
@@ -99,7 +100,7 @@ def add_model_terms(
         grad = grad * (data.abs() <= limit) / limit
         found["bound"] = -(grad * data / limit).flatten(1).sum(1)
     found["x"] = found["x"] + w["p"] * grad
-    through = w["q"] * grad
+    through = w["q"] * grad + grad_guided
     if gain is not None:
         found["gain"] = (through * mixed).flatten(1).sum(1)
         through = through * per_sample(gain.to(x.dtype), x)

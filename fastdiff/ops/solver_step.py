@@ -3,7 +3,7 @@
     F        = gain*(g*output + g_uncond*uncond)
     denoised = clamp(p*x + q*F, lo, hi)                  with bound: clamp(p*x + q*F, -bound, bound)/bound
     value    = u*x + w*denoised
-    x_next   = a*x + b*anchor + c0*value + c1*h1 + c2*h2 + c3*h3 + n*noise
+    x_next   = a*x + b*anchor + c0*value + c1*h1 + c2*h2 + c3*h3 + n*noise + f*F
                with mask: mask*x_next + (1 - mask)*(alpha*known + sigma*known_noise)
     input    = k*x_next                                  in the model's dtype
 
@@ -49,7 +49,7 @@ def solver_step(
 ) -> Step:
     """Row `index` of `table`, as new tensors. Differentiable in every image tensor but mask, in bound and in gain.
 
-    x, anchor, noise, history (at most 3, newest first): [B, ...] float32 (float64 on the reference); output, uncond:
+    x, anchor, history (at most 3, newest first): [B, ...] float32 (float64 on the reference); noise, output, uncond:
     [B, ...] of any float dtype, None where the row has no model output; output may hold both branches, [2B, ...],
     conditional first. table: [N, 22] float64; index: [] int64; bound, gain: [B] float32.
     mask: 1 where the step stands, 0 where `known`, noised by known_noise to the level of x_next, takes its place;
@@ -61,9 +61,10 @@ def solver_step(
     past = (*history, None, None, None)
     if len(history) > 3:
         raise ValueError(f"history holds {len(history)} tensors: a row reads at most 3, newest first")
-    images = {"anchor": anchor, "h1": past[0], "h2": past[1], "h3": past[2], "noise": noise}
+    images = {"anchor": anchor, "h1": past[0], "h2": past[1], "h3": past[2]}
     outputs, vectors = {"output": output, "uncond": uncond}, {"bound": bound, "gain": gain}
     _solver_step_checks.check(x, table, index, outputs, images, vectors)
+    _solver_step_checks.check_noise(x, noise)
     _solver_step_checks.check_seeds(x, noise, seeds)
     blend = [*_solver_step_checks.inpainting(x, mask, known, known_noise)]
     dtype = input_dtype or x.dtype
@@ -73,7 +74,19 @@ def solver_step(
     if name == "reference" or dtype == torch.float64 or _solver_step_checks.by_formula(table, index):
         return Step(
             *_reference(
-                x, output, table, index, uncond, *images.values(), bound, gain, *blend, seeds, dtype, doubled
+                x,
+                output,
+                table,
+                index,
+                uncond,
+                *images.values(),
+                noise,
+                bound,
+                gain,
+                *blend,
+                seeds,
+                dtype,
+                doubled,
             )
         )
     x = _checks.dense(x)
@@ -107,6 +120,7 @@ def solver_step_(
     known: Tensor | None = None,
     known_noise: Tensor | None = None,
     seeds: Tensor | None = None,
+    source: Tensor | None = None,
     input: Tensor | None = None,
 ) -> None:
     """The same row in place, for loops: nothing is allocated and no gradient recorded.
@@ -114,8 +128,10 @@ def solver_step_(
     x becomes x_next, and so does anchor if the row is accepted. history: [S, *x.shape], a ring: value goes to slot % S,
     h_j comes from (slot - j) % S, read before value is written. input: [B, ...] or [2B, ...], the model's dtype,
     receives k*x_next (twice). All of these are dense, laid out like x; the others are copied where they are not.
+    source: where given, the row's x is read from it, which stays as it is, and x is only written; float32 like x, apart
+    from it in memory.
     """
-    rest = (uncond, anchor, history, noise, bound, gain, mask, known, known_noise, seeds, input)
+    rest = (uncond, anchor, history, noise, bound, gain, mask, known, known_noise, seeds, source, input)
     done = False
     if backend.is_direct("solver_step") and not _checks.transformed():
         try:  # the kernel checks all it reads: checking here first would cost more than the step itself
@@ -150,16 +166,19 @@ def _checked_step_(
     known: Tensor | None,
     known_noise: Tensor | None,
     seeds: Tensor | None,
+    source: Tensor | None,
     input: Tensor | None,
 ) -> None:
     """The step in place with every check and the copies that kernels need, on whichever backend takes it."""
-    images, vectors = {"anchor": anchor, "noise": noise}, {"bound": bound, "gain": gain}
+    images, vectors = {"anchor": anchor, "source": source}, {"bound": bound, "gain": gain}
     _solver_step_checks.check(x, table, index, {"output": output, "uncond": uncond}, images, vectors)
+    _solver_step_checks.check_noise(x, noise)
     _solver_step_checks.check_buffers(x, history, input)
     _solver_step_checks.check_seeds(x, noise, seeds)
     blend = [*_solver_step_checks.inpainting(x, mask, known, known_noise)]
     if torch.is_grad_enabled():
-        recorded = {"x": x, "output": output, "uncond": uncond, "known": known, "known_noise": known_noise}
+        recorded = {"x": x, "output": output, "uncond": uncond, "noise": noise}
+        recorded |= {"known": known, "known_noise": known_noise}
         for given, tensor in (recorded | images | vectors).items():
             if tensor is not None and tensor.requires_grad:
                 raise ValueError(f"{given} requires grad: use solver_step, or torch.no_grad()")
@@ -168,14 +187,30 @@ def _checked_step_(
     if formula or (input is not None and input.dtype == torch.float64):
         with torch.no_grad():
             _reference_(
-                x, output, table, index, uncond, anchor, history, noise, bound, gain, *blend, seeds, input
+                x,
+                output,
+                table,
+                index,
+                uncond,
+                anchor,
+                history,
+                noise,
+                bound,
+                gain,
+                *blend,
+                seeds,
+                source,
+                input,
             )
         return
     output, uncond = _solver_step_checks.outputs_like(output, uncond, x)
     bound, gain = _solver_step_checks.vectors_like(x, bound, gain)
     noise, seeds = _drawn(x, index, noise, seeds)
-    noise, *blend = (None if t is None else _checks.laid_out_like(t, x) for t in (noise, *blend))
-    arguments = (x, output, table, index, uncond, anchor, history, noise, bound, gain, *blend, seeds, input)
+    tensors = (noise, source, *blend)
+    noise, source, *blend = (None if t is None else _checks.laid_out_like(t, x) for t in tensors)
+    arguments = (
+        x, output, table, index, uncond, anchor, history, noise, bound, gain, *blend, seeds, source, input,
+    )  # fmt: skip
     if torch.compiler.is_compiling():
         INPLACE[name](*arguments)
         return
@@ -210,7 +245,8 @@ def _fake(x: Tensor, output: Tensor | None, table: Tensor, index: Tensor, *rest:
 
 def _reference_(x: Tensor, output: Tensor | None, table: Tensor, index: Tensor, *rest: Tensor | None) -> None:
     names = (
-        "uncond", "anchor", "history", "noise", "bound", "gain", "mask", "known", "known_noise", "seeds", "input",
+        "uncond", "anchor", "history", "noise", "bound", "gain", "mask", "known", "known_noise", "seeds", "source",
+        "input",
     )  # fmt: skip
     reference.solver_step_(x, output, table, index, **dict(zip(names, rest, strict=True)))
 
@@ -231,7 +267,7 @@ differentiate("solver_step", backward, setup_context)
 INPLACE = define(
     "solver_step_(Tensor(a!) x, Tensor? output, Tensor table, Tensor index, Tensor? uncond, Tensor(b!)? anchor, "
     "Tensor(c!)? history, Tensor? noise, Tensor? bound, Tensor? gain, Tensor? mask, Tensor? known, "
-    "Tensor? known_noise, Tensor? seeds, Tensor(d!)? input) -> ()",
+    "Tensor? known_noise, Tensor? seeds, Tensor? source, Tensor(d!)? input) -> ()",
     _reference_,
     _fake_,
 )
