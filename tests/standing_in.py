@@ -120,7 +120,7 @@ class Graph(TorchDispatchMode):
     def replay(self) -> None:
         for graph in self.pool:
             graph.poison()
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode():
             for func, args, kwargs, kept in self.steps:
                 args, kwargs = tree_map_only(Place, Place.tensor, (args, kwargs))
                 out = func(*args, **kwargs)
@@ -129,7 +129,7 @@ class Graph(TorchDispatchMode):
 
     def poison(self) -> None:
         """The pool's memory holds nothing that a replay does not write."""
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode():
             for tensor in self.own.values():
                 if tensor.is_floating_point():
                     torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()).fill_(float("nan"))
@@ -147,11 +147,10 @@ class StandIn:
         StandIn.made.append(self)
 
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        with torch.random.fork_rng([]):
-            function()
-            graph = Graph(self.pool)
-            with NoReading(), graph:
-                made = function()
+        function()
+        graph = Graph(self.pool)
+        with NoReading(), graph:
+            made = function()
         self.records += 1
         self.replays = 0
 

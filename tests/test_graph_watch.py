@@ -1,4 +1,4 @@
-"""Watch: whatever a captured graph would not see of a change is noticed, and what it sees, or does not matter, is not."""
+"""Watch: what a captured graph would not see of a change is noticed; what it sees, or does not matter, is not."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastdiff.graphs.cache import Cache
 from fastdiff.graphs.inputs import Buffers, Unknown, described, device_of, mapped
-from fastdiff.graphs.recorder import RECORDERS, Replay, aside, settings
+from fastdiff.graphs.recorder import RECORDERS, Replay, aside, record, settings
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class Graphed:
             with cache.recorder.turn():
                 inputs.load(tensors)
                 fixed, named = inputs.tree
-                replay, made = cache.recorder.record(lambda: self.forward(*fixed, **named))
+                replay, made = record(cache.recorder, cache.device, lambda: self.forward(*fixed, **named))
             mapped(made, lambda tensor: tensor)
         except (
             Exception

@@ -18,7 +18,7 @@ from fastdiff.calling import Branches
 from fastdiff.executor import Run, empty_like, ring
 from fastdiff.graphs.cache import Cache
 from fastdiff.graphs.inputs import Buffers, described, fill, like
-from fastdiff.graphs.recorder import Replay, settings
+from fastdiff.graphs.recorder import Replay, record, settings
 from fastdiff.reference import WIDTH
 
 ROWS = 64
@@ -91,7 +91,7 @@ class Loop:
         def call() -> Evaluated:
             return self.evaluate(run, guided)
 
-        self.replays[kind] = cache.recorder.record(call if alone else whole)
+        self.replays[kind] = record(cache.recorder, cache.device, call if alone else whole)
 
     def walk(self, run: Run, cache: Cache[Loop]) -> Tensor:
         """The run on these buffers: one replay a row. Where a callback looks between the model and the step, the graph

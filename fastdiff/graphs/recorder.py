@@ -61,14 +61,7 @@ class CudaRecorder:
         """Warms up and captures on a stream of its own. Synchronises, once."""
         stream = torch.cuda.Stream(self.device)
         graph = torch.cuda.CUDAGraph()
-        with (
-            self._one_at_a_time,
-            torch.cuda.device(self.device),
-            torch.random.fork_rng(
-                [self.device.index]
-            ),  # the run after the capture draws what it would have drawn
-            _casts_in_the_graph(),
-        ):
+        with self._one_at_a_time, torch.cuda.device(self.device):
             current = torch.cuda.current_stream(self.device)
             stream.wait_stream(current)
             with torch.cuda.stream(stream):
@@ -108,6 +101,12 @@ class CudaRecorder:
 
 RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaRecorder}
 """device type -> what makes the recorder of a device."""
+
+
+def record(recorder: Recorder, device: torch.device, function: Callable[[], T]) -> tuple[Replay, T]:
+    """recorder.record(function), so that neither the random numbers of what follows nor its casts depend on it."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), _casts_in_the_graph():
+        return recorder.record(function)
 
 
 def recorder_for(device: torch.device) -> Recorder:
