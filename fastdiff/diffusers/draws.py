@@ -29,7 +29,7 @@ def dtypes(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: torch.
     """What diffusers makes of these two dtypes: the common one, or found by its own step where they differ."""
     if sample == output:
         return Dtypes(sample, sample)
-    memo = scheduler._memo
+    memo = scheduler._memory()
     key = (sample, output)
     if key not in memo:
         memo[key] = _observed(scheduler, plan, sample, output)
@@ -74,8 +74,8 @@ def _observed(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: tor
 def noise(scheduler: Any, line: Line, sample: Tensor, generator: Any, draw: torch.dtype) -> Tensor | None:
     """The noise of one step; draws that the step does not use are made all the same."""
     if line.span is not None:
-        made: Tensor = scheduler.noise_source(sample, generator)(*map(torch.tensor, line.span))
-        return made
+        made: Tensor = _path(scheduler, sample, generator)(*map(torch.tensor, line.span))
+        return made.to(sample.device)
     drawn = [_randn(sample, generator, dtype or draw) for dtype in line.draws]
     return drawn[line.drawn] if line.drawn >= 0 else None
 
@@ -87,3 +87,22 @@ def _randn(sample: Tensor, generator: Any, dtype: torch.dtype) -> Tensor:
     if on_cpu and dtype == torch.float32:
         return ops.randn(sample.shape, generator=generator, device="cpu")
     return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
+
+
+def _path(scheduler: Any, sample: Tensor, generator: Any) -> Any:
+    """The Brownian path of this loop, begun as diffusers begins it."""
+    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
+
+    if scheduler.noise_sampler is not None:
+        return scheduler.noise_sampler
+    memo = scheduler._memory()
+    if "path" not in memo:
+        if hasattr(scheduler, "noise_sampler_seed"):
+            levels, seed = scheduler.sigmas[scheduler.sigmas > 0], scheduler.noise_sampler_seed
+            low, high = levels.min().item(), levels.max().item()
+        else:
+            low, high = scheduler.config.sigma_min, scheduler.config.sigma_max
+            listed = [g.initial_seed() for g in generator] if isinstance(generator, list) else generator
+            seed = listed.initial_seed() if isinstance(listed, torch.Generator) else listed
+        memo["path"] = BrownianTreeNoiseSampler(sample, low, high, seed)
+    return memo["path"]

@@ -16,6 +16,7 @@ from fastdiff.diffusers.plans import Found, TracedPlan, Unfused
 from fastdiff.diffusers.positions import first_index, place_of, value_of
 from fastdiff.diffusers.results import result
 from fastdiff.diffusers.runs import Run
+from fastdiff.diffusers.tracing import IMAGE
 
 
 class Fused:
@@ -29,7 +30,7 @@ class Fused:
     parameters: ClassVar[Mapping[str, inspect.Parameter]]
     counter: ClassVar[str | None] = None
     """The attribute that counts diffusers' steps; None where each step finds its place by its timestep."""
-    images: ClassVar[tuple[str, ...]] = ("variance_noise",)
+    images: ClassVar[tuple[str, ...]] = ("variance_noise", "pred_original_sample")
     """Arguments of step() that hold an image."""
 
     timesteps = PerThread()
@@ -43,30 +44,27 @@ class Fused:
     @property
     def fallback(self) -> str | None:
         """None, or why this configuration runs diffusers' own step."""
-        found = self._plan(0, {}, ())
+        found = self._plan(0, {})
         return found.reason if isinstance(found, Unfused) else None
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """diffusers' set_timesteps, and the plan of the loop that follows."""
         super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
         self._run, self._memo = None, {}
-        self._plan(0, {}, ())
+        self._plan(0, {})
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         """diffusers' step, fused."""
-        options, generator, return_dict = self._options(args, kwargs)
-        given = {name: options.pop(name) for name in self.images if name in options}
+        options, given, generator, return_dict = self._options(args, kwargs)
         run = None
-        if model_output.shape == sample.shape and not (given and generator is not None):
-            run = self._entered(timestep, options, tuple(given))
+        if model_output.shape == sample.shape and not (given is not None and generator is not None):
+            run = self._entered(timestep, options)
         if run is None:
             return self.base.step(self, model_output, timestep, sample, *args, **kwargs)  # type: ignore[attr-defined]
         line = run.plan.lines[run.next - run.plan.begin]
         kind = draws.dtypes(self, run.plan, sample.dtype, model_output.dtype)
-        noise = next(iter(given.values()), None)
-        if line.draws:
-            noise = draws.noise(self, line, sample, generator, kind.draw)
-        prev_sample, bound = run.take(model_output, sample, noise, self._bound, kind.result)
+        noise = draws.noise(self, line, sample, generator, kind.draw) if line.draws else None
+        prev_sample, bound = run.take(model_output, sample, noise, given, self._bound, kind.result)
         if self.counter:
             setattr(self, self.counter, run.next if self.counter == "_step_index" else run.next - run.plan.begin)
         return result(self, line, prev_sample, (sample, model_output, noise), bound, return_dict)
@@ -74,7 +72,7 @@ class Fused:
     def scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """diffusers' scale_model_input, without reading the timestep back from its device."""
         timestep = args[0] if args else kwargs.get("timestep")
-        run = None if timestep is None else self._entered(timestep, {}, ())
+        run = None if timestep is None else self._entered(timestep, {})
         if run is None:
             return super().scale_model_input(sample, *args, **kwargs)  # type: ignore[misc, no-any-return]
         if self.counter == "_step_index":
@@ -84,11 +82,13 @@ class Fused:
         scale = run.plan.scales[run.next - run.plan.begin]
         return sample if scale == 1.0 else sample * scale
 
-    def _options(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Any, bool]:
-        """step()'s further arguments: those that differ from their defaults, the generator, return_dict."""
+    def _options(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Any], Tensor | None, Any, bool]:
+        """step()'s further arguments: those that differ from their defaults, an image, the generator, return_dict."""
         if args:
             kwargs = dict(zip(list(self.parameters)[4:], args)) | kwargs
-        generator, return_dict = None, self.parameters["return_dict"].default
+        given, generator, return_dict = None, None, self.parameters["return_dict"].default
         options = {}
         for name, value in kwargs.items():
             if name == "generator":
@@ -96,35 +96,38 @@ class Fused:
             elif name == "return_dict":
                 return_dict = value
             elif name not in self.parameters:
-                raise TypeError(f"{type(self).__name__}.step() has no argument {name!r}")
-            elif isinstance(value, Tensor) or value != self.parameters[name].default:
+                raise TypeError(f"{type(self).__name__}.step() got an unexpected keyword argument {name!r}")
+            elif isinstance(value, Tensor):
+                image = name in self.images
+                given = value if image else given
+                options[name] = IMAGE if image else value_of(value, place_of(value, self.timesteps), self._times())
+            elif value != self.parameters[name].default:
                 options[name] = value
-        return options, generator, return_dict
+        return options, given, generator, return_dict
 
-    def _entered(self, timestep: Any, options: Mapping[str, Any], images: tuple[str, ...]) -> Run | None:
+    def _entered(self, timestep: Any, options: Mapping[str, Any]) -> Run | None:
         """The run, standing at the step that `timestep` means; None if diffusers' own step must take it."""
-        if any(isinstance(value, Tensor) for value in options.values()):
-            return None
         place = place_of(timestep, self.timesteps)
         run = self._run
         if self.counter is None:
-            return self._by_time(run, timestep, place, options, images)
+            return self._by_time(run, timestep, place, options)
         begin = self._begin(run, timestep, place)
-        found = self._plan(run.plan.begin if begin is None else begin, options, images)
+        at = begin if begin is not None or run is None else run.plan.begin
+        found = self._plan(at or 0, options)
         if isinstance(found, Unfused):
             return None
         if run is None or begin is not None:
-            run = Run(found, found.begin if begin is None else begin)
-            self._run = run
-        elif found is not run.plan:
-            run.plan = found
+            run = self._run = Run(found, at or 0)
+        run.plan = found
+        if run.next - found.begin >= len(found.lines):
+            return None
         run.place = place
         return run
 
     def _begin(self, run: Run | None, timestep: Any, place: int | None) -> int | None:
         """Where a new loop begins, or None if `timestep` carries on with the old one."""
         times = self._times()
-        index = getattr(self, self.counter or "")
+        index = getattr(self, self.counter or "", None)
         if run is not None and run.next < len(times):
             counted = self.counter != "_step_index" or index == run.next
             along = place is None or run.place is None or place in (run.place, run.place + 1)
@@ -146,7 +149,7 @@ class Fused:
         return begin
 
     def _by_time(
-        self, run: Run | None, timestep: Any, place: int | None, options: Mapping[str, Any], images: tuple[str, ...]
+        self, run: Run | None, timestep: Any, place: int | None, options: Mapping[str, Any]
     ) -> Run | None:
         """The run of a scheduler whose steps stand alone: any timestep, in any order."""
         row = place
@@ -154,12 +157,13 @@ class Fused:
             value = value_of(timestep, place, [])
             times = self._times()
             row = times.index(value) if value in times else None
-        found = self._plan(0, options, images) if row is not None else self._plan_of(timestep, options, images)
-        if isinstance(found, Unfused) or not found.memoryless:
+        found = self._plan(0, options) if row is not None else self._plan_of(timestep, options)
+        row = row or 0
+        if isinstance(found, Unfused) or not found.memoryless or row >= len(found.lines):
             return None
         if run is None or run.plan is not found:
             run = self._run = Run(found, 0)
-        run.next = row or 0
+        run.next = row
         return run
 
     def _times(self) -> list[float]:
@@ -176,24 +180,27 @@ class Fused:
         memo: dict[Any, Any] = self._memo
         return memo
 
-    def _plan(self, begin: int, options: Mapping[str, Any], images: tuple[str, ...]) -> Found:
+    def _plan(self, begin: int, options: Mapping[str, Any]) -> Found:
         memo = self._memory()
-        key = (begin, images, tuple(options.items()))
+        key = (begin, *options.items())
         if key not in memo:
-            whole = memo.get((0, images, tuple(options.items())))
+            whole = memo.get((0, *options.items()))
             if isinstance(whole, TracedPlan) and whole.memoryless:
                 return whole
-            times = list(self.timesteps.cpu())
-            memo[key] = plans.find(self, self.base, times, begin, options=options, images=images)
+            memo[key] = plans.find(self, self.base, self._arguments(self.timesteps.cpu()), begin, options)
         found: Found = memo[key]
         return found
 
-    def _plan_of(self, timestep: Any, options: Mapping[str, Any], images: tuple[str, ...]) -> Found:
+    def _arguments(self, times: Tensor) -> list[Any]:
+        """What step() gets as `timestep` in a loop over the timesteps."""
+        return list(times)
+
+    def _plan_of(self, timestep: Any, options: Mapping[str, Any]) -> Found:
         """The plan of a single step at a timestep that is none of the loop's."""
         memo = self._memory()
-        key = (float(timestep), images, tuple(options.items()), "alone")
+        key = ("alone", float(timestep), *options.items())
         if key not in memo:
-            memo[key] = plans.find(self, self.base, [timestep], 0, options=options, images=images)
+            memo[key] = plans.find(self, self.base, [timestep], 0, options)
         found: Found = memo[key]
         return found
 

@@ -67,20 +67,17 @@ def find(
     base: type,
     times: Sequence[Any],
     begin: int,
-    *,
     options: Mapping[str, Any],
-    images: Sequence[str] = (),
 ) -> Found:
     """The plan of `scheduler`, a subclass of diffusers' `base`, through step() at times[begin:]; traced if new."""
     key = (
-        base, state_key(scheduler), begin, tuple(_number(time) for time in times),
-        tuple(sorted(options.items())), tuple(images),
+        base, state_key(scheduler), begin, tuple(float(time) for time in times), tuple(sorted(options.items())),
     )  # fmt: skip
     with _lock:
         if key in _plans:
             _plans.move_to_end(key)
             return _plans[key]
-    found = _trace(scheduler, base, times[begin:], begin, options, images)
+    found = _trace(scheduler, base, times[begin:], begin, options)
     with _lock:
         _plans[key] = found
         while len(_plans) > KEPT_PLANS:
@@ -94,13 +91,12 @@ def _trace(
     times: Sequence[Any],
     begin: int,
     options: Mapping[str, Any],
-    images: Sequence[str],
 ) -> Found:
     plain = plain_copy(scheduler, base)
     if hasattr(plain, "_step_index"):
         plain._step_index = begin
     try:
-        made = trace(plain, times, options=options, images=images)
+        made = trace(plain, times, options)
         found = lines(made)
         unfolded, ring = table(found, made.scales)
     except NotLinear as refused:
@@ -120,7 +116,7 @@ def state_key(scheduler: Any) -> Hashable:
     """All that a scheduler's steps depend on, but for where it stands."""
     state = vars(scheduler)
     named = [(name, _frozen(value)) for name, value in state.items() if not name.startswith("_")]
-    return (repr(dict(scheduler.config)), scheduler.num_inference_steps, *named)
+    return (repr(dict(scheduler.config)), getattr(scheduler, "num_inference_steps", None), *named)
 
 
 def _frozen(value: Any) -> Hashable:
@@ -130,11 +126,7 @@ def _frozen(value: Any) -> Hashable:
         return value.tobytes()
     if isinstance(value, (list, tuple)):
         return tuple(_frozen(item) for item in value)
-    return value if isinstance(value, (int, float, str, bool)) else None
-
-
-def _number(time: Any) -> float:
-    return float(time)
+    return value if isinstance(value, int | float | str) else None
 
 
 _plans: OrderedDict[Hashable, Found] = OrderedDict()

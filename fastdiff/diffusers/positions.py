@@ -30,14 +30,15 @@ def value_of(timestep: Any, place: int | None, times: list[float]) -> float | No
     if place is not None:
         return times[place]
     if isinstance(timestep, Tensor):
-        return float(timestep.reshape(-1)[0]) if timestep.numel() == 1 else None
+        return timestep.item() if timestep.numel() == 1 else None
     return float(timestep)
 
 
 def first_index(scheduler: Any, timestep: Any, place: int | None, times: list[float]) -> int:
     """The step at which a loop begins that begins with `timestep`, as diffusers finds it."""
-    if scheduler.begin_index is not None:
-        return int(scheduler.begin_index)
+    begin = getattr(scheduler, "begin_index", None)
+    if begin is not None:
+        return int(begin)
     value = value_of(timestep, place, times)
     found = [i for i, time in enumerate(times) if time == value]
     if found:

@@ -84,7 +84,7 @@ def _denoised(line: Line, sample: Tensor, output: Tensor, bound: Tensor | None) 
 
 def output_class(scheduler: Any) -> tuple[type, list[str]]:
     """The class of step()'s result and its fields: what diffusers' own step returns for two numbers."""
-    memo = scheduler._memo
+    memo = scheduler._memory()
     if "output_class" not in memo:
         plain = plain_copy(scheduler, scheduler.base)
         if hasattr(plain, "_step_index"):

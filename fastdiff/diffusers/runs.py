@@ -34,10 +34,12 @@ class Run:
     version: int = -1
 
     def take(
-        self, output: Tensor, sample: Tensor, noise: Tensor | None, bound_of: Any, dtype: torch.dtype
+        self, output: Tensor, sample: Tensor, noise: Tensor | None, given: Tensor | None, bound_of: Any,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor | None]:
         """The next sample, in `dtype`, from `sample`, which is not written to; and the bounds of its clamp.
 
+        given: another image that the caller passed to the step.
         bound_of: (x, output, table, row) -> the bounds of dynamic thresholding, where the plan has it."""
         row = self.next - self.plan.begin
         line = self.plan.lines[row]
@@ -45,7 +47,7 @@ class Run:
         x = self._state(sample, same)
         folded = line.linked and same
         table, numbers = self.plan.on(x.device, folded=folded)
-        anchor = self._anchor(line.anchor, line.linked, x) if line.weight and not folded else None
+        anchor = self._anchor(line.anchor, line.linked, x, given) if line.weight and not folded else None
         bound = bound_of(x, output, table, numbers[row]) if line.dynamic else None
         if torch.is_grad_enabled() and (output.requires_grad or x.requires_grad or self._recorded()):
             following = self._functional(row, x, output, table, numbers[row], anchor, noise, bound)
@@ -75,9 +77,11 @@ class Run:
             return self.state
         return sample.float()
 
-    def _anchor(self, back: int, linked: bool, x: Tensor) -> Tensor:
+    def _anchor(self, back: int, linked: bool, x: Tensor, given: Tensor | None) -> Tensor:
         if linked:
             anchor = self.state if self.state is not None else self.returned
+        elif back < 0:
+            anchor = given
         else:
             anchor = self.samples[back - 1]
         assert anchor is not None

@@ -39,7 +39,7 @@ class Extra:
 @dataclass(frozen=True)
 class Line:
     """One row as solved. history: weights by steps back, 0 the row's own value; anchor: how many steps back the sample
-    is that anchors it, 0 for none; linked: the anchor is the sample as the step before returned it."""
+    is that anchors it, 0 for none, -1 for an image given to the step; linked: the anchor is the sample as the step before returned it."""
 
     x: float
     history: dict[int, float]
@@ -48,7 +48,6 @@ class Line:
     noise: float
     draws: tuple[torch.dtype | None, ...]
     drawn: int
-    given: float
     anchor: int
     weight: float
     linked: bool
@@ -95,12 +94,16 @@ def _line(trace: Trace, number: int, *, linked: bool) -> Line:
     # What a corrector's recursion leaves of long ago cancels, but for diffusers' own rounding.
     history |= {lag: c for lag, c in back.items() if abs(c) > (TOLERANCE if linked else 1e-12) * unit}
     noises = [(i, own[place]) for i, place in enumerate(NOISES) if own[place]]
-    if len(noises) > 1 or (noises and own[GIVEN]):
+    if len(noises) > 1:
         raise NotLinear("two noises added in one step")
+    if own[GIVEN]:
+        if anchor:
+            raise NotLinear("an image given to a step that reads an earlier one")
+        anchor, weight = -1, float(own[GIVEN])
     return Line(
         x=_settled(own[X] - c0 * value[X], unit), history=history, value=(value[X], value[source]),
         output=own[OUTPUT] if step.clamp else 0.0, noise=noises[0][1] if noises else 0.0,
-        draws=tuple(step.draws), drawn=noises[0][0] if noises else -1, given=own[GIVEN],
+        draws=tuple(step.draws), drawn=noises[0][0] if noises else -1,
         anchor=anchor, weight=weight, linked=linked, denoised=denoised,
         dynamic=step.clamp is not None and step.clamp.dynamic, span=step.spans[0] if step.spans else None,
         extras=tuple(_extra(extra, number) for extra in step.outputs[1:]),
@@ -177,25 +180,37 @@ def _extra(extra: Vector, number: int) -> Extra | None:
 
 
 def slots(found: Sequence[Line]) -> tuple[list[int], int]:
-    """Where each row writes its value, and the length of the ring: the newest values nobody reads again are dropped."""
+    """Where each row writes its value, and the ring's length: the newest values that nobody reads again are dropped."""
     read_until = [-1] * len(found)
     for i, line in enumerate(found):
         for lag in line.history:
-            if lag:
-                read_until[i - lag] = i
+            read_until[i - lag] = max(read_until[i - lag], i)
     stack: list[int] = []
-    places, deepest = [], 0
+    places: list[int] = []
+    reads: list[list[int]] = []
     for i, line in enumerate(found):
         while stack and read_until[stack[-1]] < i:
             stack.pop()
-        lags = [len(stack) - stack.index(i - lag) for lag in line.history if lag]
-        if any(lag > MAX_HISTORY for lag in lags):
+        reads.append([stack.index(i - lag) for lag in line.history if lag])
+        if any(len(stack) - slot > MAX_HISTORY for slot in reads[-1]):
             raise NotLinear(f"a memory of more than {MAX_HISTORY} values")
-        deepest = max([deepest, *lags])
         places.append(len(stack))
-        if read_until[i] > i:
-            stack.append(i)
-    return places, deepest
+        stack.append(i)
+    return places, ring_size(places, reads)
+
+
+def ring_size(places: Sequence[int], reads: Sequence[Sequence[int]]) -> int:
+    """The smallest ring in which no value that is still to be read is overwritten; 0 if none is read."""
+
+    def fits(size: int) -> bool:
+        held: dict[int, int] = {}
+        for place, read in zip(places, reads):
+            if any(held.get(slot % size) != slot for slot in read):
+                return False
+            held[place % size] = place
+        return True
+
+    return next(size for size in range(1, len(places) + 1) if fits(size)) if any(reads) else 0
 
 
 def table(found: Sequence[Line], scales: Sequence[float]) -> tuple[np.ndarray, int]:
@@ -209,7 +224,7 @@ def table(found: Sequence[Line], scales: Sequence[float]) -> tuple[np.ndarray, i
         own = line.history.get(0, 0.0)
         row = {
             "p": p, "q": q, "lo": lo, "hi": hi, "u": line.value[0], "w": line.value[1], "a": line.x,
-            "b": line.weight, "c0": own, "n": line.noise + line.given, "k": 1.0, "g": 1.0, "call": 1.0,
+            "b": line.weight, "c0": own, "n": line.noise, "k": 1.0, "g": 1.0, "call": 1.0,
             "slot": places[i], COLUMNS[-1]: line.output,
         }  # fmt: skip
         for lag, weight in line.history.items():

@@ -33,29 +33,38 @@ class Trace:
     scales: tuple[float, ...]
 
 
-def trace(plain: Any, times: Sequence[Any], *, options: Mapping[str, Any], images: Sequence[str] = ()) -> Trace:
+IMAGE = object()
+"""Stands for an image among step()'s arguments."""
+
+
+def trace(plain: Any, times: Sequence[Any], options: Mapping[str, Any]) -> Trace:
     """Run a plain diffusers scheduler, which is used up, through step() at each of `times`.
 
-    options: step()'s other arguments; images: names of the arguments that hold another image.
-    Raises NotLinear where a step is more than weights, and whatever the scheduler raises itself.
+    options: step()'s other arguments, IMAGE where one is an image. A scheduler that fails part-way has the steps until
+    then. Raises NotLinear where a step is more than weights, and what the scheduler raises at its first step.
     """
     steps, kept, scales = [], [], []
     with recording(len(times)) as symbols:
         _divert(plain, symbols)
         for number, time in enumerate(times):
             symbols.number, symbols.step = number, Step()
-            scales.append(_scale(plain, symbols, time))
-            given = dict(options) | {name: symbols.symbol("given") for name in images}
-            outputs = _step(plain, symbols, time, given)
+            try:
+                scales.append(_scale(plain, symbols, time))
+                outputs = _step(plain, symbols, time, options)
+            except (IndexError, ValueError):
+                if not steps:
+                    raise
+                break
             symbols.step.outputs = tuple(_vector(output, symbols) for output in outputs)
             steps.append(symbols.step)
             kept.append(_remembered(plain, symbols))
-    return Trace(tuple(steps), tuple(kept), tuple(scales))
+    return Trace(tuple(steps), tuple(kept), tuple(scales[: len(steps)]))
 
 
 def _step(plain: Any, symbols: Recording, time: Any, options: Mapping[str, Any]) -> Sequence[Any]:
-    arguments = {"model_output": symbols.symbol("output"), "timestep": time, "sample": symbols.symbol("x")}
-    outputs = plain.step(**arguments, **options, return_dict=False)
+    images = {"model_output": symbols.symbol("output"), "sample": symbols.symbol("x")}
+    given = {k: symbols.symbol("given") if v is IMAGE else v for k, v in options.items()}
+    outputs = plain.step(**images, timestep=time, **given, return_dict=False)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
