@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fastdiff.adaptive import MAX_ATTEMPTS, Options, attempt, error_of
 from fastdiff.kdiffusion.noise import NoiseSampler, default_noise_sampler
-from fastdiff.kdiffusion.run import Callback, Denoiser, Extra, Run
+from fastdiff.kdiffusion.run import Bar, Callback, Denoiser, Extra, Run
 from fastdiff.kdiffusion.script import Move, Script
 from fastdiff.kdiffusion.sigmas import get_ancestral_step
 from fastdiff.kdiffusion.state import Recorded, fitted
@@ -91,7 +90,7 @@ def _fast(t: Tensor, orders: list[int], eta: float, s_noise: float) -> Script:
         called += [sigma[i], *(later[part][i] for part in PARTS[order])]
         rows += made
     plan = Plan(rows=tuple(rows), levels=tuple(levels), prediction=resolve("sample"), name="dpm_fast")
-    return Script(plan, tuple(steps), torch.stack(called), torch.stack([sigma[:-1], sigma[1:]]))
+    return Script(plan, tuple(steps), torch.stack(called), torch.stack([sigma[:-1], sigma[1:]], dim=1))
 
 
 def _step(a: Level, b: Level, last: Level, order: int, eta: float, s_noise: float) -> Iterator[Row]:
@@ -141,7 +140,7 @@ def sample_dpm_adaptive(
         noise_sampler or default_noise_sampler(x),
     )
     walk = _Adaptive(run, options, dtype)
-    with tqdm(disable=disable) as bar:
+    with Bar(disable=disable) as bar:
         x = walk.between(high, low, bar)
     return (x, walk.info) if return_info else x
 

@@ -18,6 +18,12 @@ Callback = Callable[[dict[str, Any]], Any]
 Extra = Mapping[str, Any] | None
 
 
+class Bar(tqdm):
+    """A progress bar without tqdm's thread: where there is only one, ops.randn draws from torch's global generator."""
+
+    monitor_interval = 0
+
+
 @dataclass(frozen=True)
 class Run:
     """What a sampler was called with. model(x, sigma, **extra_args) -> denoised; x: [B, ...]; sigma: [B], x's dtype.
@@ -43,11 +49,12 @@ class Run:
         """From x along the script: a new tensor, of the dtype that k-diffusion's would have."""
         state = state_of(script.plan, self.x)
         # Copies, since what a model, a callback or a noise sampler is given it may write to.
-        called, (start, end) = script.called.clone(), script.spans.clone().unbind(0)
-        sigmas, spans = called.unbind(0), list(zip(start.unbind(0), end.unbind(0)))
+        called = script.called.clone()
+        sigmas = () if self.callback is None else called.unbind(0)
+        spans = [pair.unbind(0) for pair in script.spans.clone().unbind(0)]
         times = per_image(called, self.x)
         total = len(times) if self.by_call else len(script.steps)
-        with tqdm(total=total, disable=self.disable) as bar:
+        with Bar(total=total, disable=self.disable) as bar:
             for i, step in enumerate(script.steps):
                 told = self.callback is None
                 put_back = randn_like(self.x, state.dtype) if script.churns else None

@@ -32,7 +32,7 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Script:
-    """steps: the moves of each step. called: [calls], the model's sigmas; spans: [2, draws], what the noise sampler is
+    """steps: the moves of each step. called: [calls], the model's sigmas; spans: [draws, 2], what the noise sampler is
     asked for; both as k-diffusion computes them. churns: noise is drawn before each step, from torch itself."""
 
     plan: Plan
@@ -130,4 +130,4 @@ def _written(
         moves.append(tuple(written))
     empty = grid.a.new_empty((0, 2))
     pairs = torch.stack([torch.stack(pair) for pair in asked]) if asked else empty
-    return Script(plan, tuple(moves), torch.stack(called), pairs.T.contiguous(), scheme.churns)
+    return Script(plan, tuple(moves), torch.stack(called), pairs, scheme.churns)
