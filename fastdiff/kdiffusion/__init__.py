@@ -58,3 +58,12 @@ __all__ = [
     "sample_lms",
     "to_d",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "log_likelihood":
+        raise AttributeError(
+            "fastdiff.kdiffusion has no log_likelihood: it is torchdiffeq's integrator around a gradient, in which no "
+            "step can be fused; k_diffusion.sampling.log_likelihood works beside this module"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,11 +29,12 @@ PARTS = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}  # where the later calls of a st
 
 
 def end(sigma: float | Tensor) -> tuple[float, torch.dtype]:
-    """sigma as k-diffusion takes it, a tensor made of it, in -log sigma; and its dtype. ValueError unless above 0."""
-    given = torch.as_tensor(sigma, device="cpu")
-    if given.ndim or not 0 < float(given) < math.inf:
+    """sigma, and the dtype of the tensor that k-diffusion makes of it. ValueError unless above 0."""
+    value = float(sigma)
+    if not 0 < value < math.inf:
         raise ValueError(f"sigma_min and sigma_max must be above 0 and finite, got {sigma}")
-    return float(given), given.dtype if given.is_floating_point() else torch.get_default_dtype()
+    known = isinstance(sigma, Tensor) and sigma.is_floating_point()
+    return value, sigma.dtype if known else torch.get_default_dtype()  # type: ignore[union-attr]
 
 
 @torch.no_grad()
