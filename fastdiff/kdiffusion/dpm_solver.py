@@ -68,8 +68,8 @@ def _fast_script(
     count = n // 3 + 1
     orders = [3] * (count - 2) + [2, 1] if n % 3 == 0 else [3] * (count - 1) + [n % 3]
     with torch.inference_mode(False):
-        first, last = (torch.tensor(sigma, dtype=dtype).log().neg() for sigma in (high, low))
-        t = torch.linspace(float(first), float(last), count + 1, dtype=dtype, device=device)
+        first, last = torch.tensor([high, low], dtype=dtype).log().neg().tolist()
+        t = torch.linspace(first, last, count + 1, dtype=dtype, device=device)
         return _fast(t, orders, eta, s_noise), t[:-1]
 
 

@@ -29,7 +29,8 @@ class Run:
     """What a sampler was called with. model(x, sigma, **extra_args) -> denoised; x: [B, ...]; sigma: [B], x's dtype.
 
     about(i, sigma): what a callback hears of step i and the sigma of its first call, beside x, i and denoised.
-    by_call: the progress bar counts model calls, not steps.
+    by_call: the progress bar counts model calls, not steps. idle_draws: samplers with churn draw noise at every step,
+    as k-diffusion's do, and not only where it is added.
     """
 
     model: Denoiser
@@ -40,6 +41,7 @@ class Run:
     disable: bool | None = None
     noise_sampler: NoiseSampler | None = None
     by_call: bool = False
+    idle_draws: bool = True
     given: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,7 +59,8 @@ class Run:
         with Bar(total=total, disable=self.disable) as bar:
             for i, step in enumerate(script.steps):
                 told = self.callback is None
-                put_back = randn_like(self.x, state.dtype) if script.churns else None
+                draws = script.churns and (self.idle_draws or step[0].call is None)
+                put_back = randn_like(self.x, state.dtype) if draws else None
                 for row, call, draw, slope in step:
                     if call is None:
                         state.take(row, None, put_back)

@@ -21,10 +21,17 @@ from fastdiff.kdiffusion.script import checked, script_of
 from fastdiff.samplers._moves import check_amount
 
 
-def _walk(
+def walk(
     name: str, model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra, callback: Callback | None,
-    disable: bool | None, options: Mapping[str, Any], noise_sampler: NoiseSampler | None = None,
+    disable: bool | None, options: Mapping[str, Any], noise_sampler: NoiseSampler | None = None, *, flow: bool = False,
+    idle_draws: bool = True,
 ) -> Tensor:  # fmt: skip
+    """Sampler `name` with the options of its planner (eta, s_noise, r, solver_type, order, or churn, s_min, s_max).
+
+    flow: x = (1 - sigma) x0 + sigma noise, on which churn is refused. idle_draws: Run's.
+    """
+    if flow and options.get("churn"):
+        raise ValueError("s_churn is for models that see x0 + sigma noise: leave it at 0 with a flow model")
     if len(sigmas) < 2:
         checked(sigmas)
         return x
@@ -32,11 +39,12 @@ def _walk(
     def about(i: int, sigma_hat: Tensor) -> dict[str, Tensor]:
         return {"sigma": sigmas[i], "sigma_hat": sigma_hat}
 
-    script = script_of(name, sigmas, options)
-    return Run(model, x, about, extra_args, callback, disable, noise_sampler).along(script)
+    script = script_of(name, sigmas, options, flow=flow)
+    run = Run(model, x, about, extra_args, callback, disable, noise_sampler, idle_draws=idle_draws)
+    return run.along(script)
 
 
-def _churn(sigmas: Tensor, amount: float, low: float, high: float, s_noise: float) -> dict[str, float]:
+def churn(sigmas: Tensor, amount: float, low: float, high: float, s_noise: float) -> dict[str, float]:
     """The planners' options of churn, the bounds rounded as a comparison with sigmas rounds them."""
     if not amount >= 0:
         raise ValueError(f"s_churn must be at least 0, got {amount}")
@@ -72,8 +80,8 @@ def sample_euler(
     s_noise: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """Euler's method, with noise put back by s_churn (arXiv:2206.00364, algorithm 2 without its correction)."""
-    churn = _churn(sigmas, s_churn, s_tmin, s_tmax, s_noise)
-    return _walk("euler", model, x, sigmas, extra_args, callback, disable, churn)
+    options = churn(sigmas, s_churn, s_tmin, s_tmax, s_noise)
+    return walk("euler", model, x, sigmas, extra_args, callback, disable, options)
 
 
 @torch.no_grad()
@@ -83,8 +91,8 @@ def sample_heun(
     s_noise: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """Heun's method, two calls a step (arXiv:2206.00364, algorithm 2)."""
-    churn = _churn(sigmas, s_churn, s_tmin, s_tmax, s_noise)
-    return _walk("heun", model, x, sigmas, extra_args, callback, disable, churn)
+    options = churn(sigmas, s_churn, s_tmin, s_tmax, s_noise)
+    return walk("heun", model, x, sigmas, extra_args, callback, disable, options)
 
 
 @torch.no_grad()
@@ -94,8 +102,8 @@ def sample_dpm_2(
     s_noise: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """The midpoint method in log sigma, two calls a step (arXiv:2206.00927)."""
-    churn = _churn(sigmas, s_churn, s_tmin, s_tmax, s_noise)
-    return _walk("dpm_2", model, x, sigmas, extra_args, callback, disable, churn)
+    options = churn(sigmas, s_churn, s_tmin, s_tmax, s_noise)
+    return walk("dpm_2", model, x, sigmas, extra_args, callback, disable, options)
 
 
 @torch.no_grad()
@@ -104,7 +112,7 @@ def sample_lms(
     disable: bool | None = None, order: int = 4,
 ) -> Tensor:  # fmt: skip
     """Linear multistep of order 1 to 4: Adams-Bashforth on the uneven grid."""
-    return _walk("lms", model, x, sigmas, extra_args, callback, disable, {"order": order})
+    return walk("lms", model, x, sigmas, extra_args, callback, disable, {"order": order})
 
 
 def _ancestral(
@@ -112,7 +120,7 @@ def _ancestral(
     disable: bool | None, eta: float, s_noise: float, noise_sampler: NoiseSampler | None,
 ) -> Tensor:  # fmt: skip
     source = noise_sampler or default_noise_sampler(x)
-    return _walk(name, model, x, sigmas, extra_args, callback, disable, _fresh(eta, s_noise), source)
+    return walk(name, model, x, sigmas, extra_args, callback, disable, _fresh(eta, s_noise), source)
 
 
 @torch.no_grad()
@@ -157,7 +165,7 @@ def sample_dpmpp_sde(
     """DPM-Solver++ (stochastic), noise in both of its stages; r, between 0 and 1, is where the first one ends."""
     source = _tree(x, sigmas, noise_sampler)
     options = {**_fresh(eta, s_noise), "r": float(r)}
-    return _walk("dpmpp_sde", model, x, sigmas, extra_args, callback, disable, options, source)
+    return walk("dpmpp_sde", model, x, sigmas, extra_args, callback, disable, options, source)
 
 
 @torch.no_grad()
@@ -166,7 +174,7 @@ def sample_dpmpp_2m(
     disable: bool | None = None,
 ) -> Tensor:  # fmt: skip
     """DPM-Solver++(2M), one call a step (arXiv:2211.01095)."""
-    return _walk("dpmpp_2m", model, x, sigmas, extra_args, callback, disable, {})
+    return walk("dpmpp_2m", model, x, sigmas, extra_args, callback, disable, {})
 
 
 @torch.no_grad()
@@ -178,7 +186,7 @@ def sample_dpmpp_2m_sde(
     """DPM-Solver++(2M) SDE; solver_type "midpoint" or "heun"."""
     source = _tree(x, sigmas, noise_sampler)
     options = {**_fresh(eta, s_noise), "solver_type": solver_type}
-    return _walk("dpmpp_2m_sde", model, x, sigmas, extra_args, callback, disable, options, source)
+    return walk("dpmpp_2m_sde", model, x, sigmas, extra_args, callback, disable, options, source)
 
 
 @torch.no_grad()
@@ -188,6 +196,4 @@ def sample_dpmpp_3m_sde(
 ) -> Tensor:  # fmt: skip
     """DPM-Solver++(3M) SDE, one call a step."""
     source = _tree(x, sigmas, noise_sampler)
-    return _walk(
-        "dpmpp_3m_sde", model, x, sigmas, extra_args, callback, disable, _fresh(eta, s_noise), source
-    )
+    return walk("dpmpp_3m_sde", model, x, sigmas, extra_args, callback, disable, _fresh(eta, s_noise), source)

@@ -63,7 +63,7 @@ def _hat(grid: Grid, options: Options) -> Tensor:
     return torch.where(grid.raised, grid.a * (gamma + 1), grid.a)
 
 
-def _midpoint(a: Tensor, b: Tensor) -> Tensor:
+def midpoint(a: Tensor, b: Tensor) -> Tensor:
     return a.log().lerp(b.log(), 0.5).exp()
 
 
@@ -82,7 +82,7 @@ def _down(grid: Grid, options: Options) -> Tensor:
     return down
 
 
-def _planned(name: str) -> RowsOf:
+def planned(name: str) -> RowsOf:
     return lambda levels, dtype, options: SAMPLERS[name](levels, **options)
 
 
@@ -110,7 +110,7 @@ def _eta(a: Level, b: Level, down: float, eta: float) -> float:
     return math.sqrt((1 - (down / b.sigma) ** 2) / (1 - (b.sigma / a.sigma) ** 2))
 
 
-def _falling(levels: Sequence[Level], options: Options) -> None:
+def falling(levels: Sequence[Level], options: Options) -> None:
     """The noise of these samplers is a function of a falling step."""
     if options["eta"] and any(b.sigma > a.sigma for a, b in pairwise(levels)):
         raise ValueError("sigmas rise, where this sampler has no noise to add: pass eta=0, or falling sigmas")
@@ -127,17 +127,17 @@ def _distinct(levels: Sequence[Level], options: Options) -> None:
 ANY = (1, 2)
 CHURNED = partial(Scheme, churns=True, slopes=ANY)
 ANCESTRAL = partial(Scheme, draws=lambda b, calls, o: (calls - 1,) if b else ())
-MULTISTEP = partial(Scheme, draws=lambda b, calls, o: (0,) if b and o["eta"] else (), check=_falling)
+MULTISTEP = partial(Scheme, draws=lambda b, calls, o: (0,) if b and o["eta"] else (), check=falling)
 
 SCHEMES: dict[str, Scheme] = {
-    "euler": CHURNED(_planned("euler"), lambda grid, o: (_hat(grid, o),)),
-    "heun": CHURNED(_planned("heun"), lambda grid, o: (_hat(grid, o), grid.b)),
-    "dpm_2": CHURNED(_planned("dpm_2"), lambda grid, o: (_hat(grid, o), _midpoint(_hat(grid, o), grid.b))),
-    "lms": Scheme(_planned("lms"), slopes=ANY, check=_distinct),
+    "euler": CHURNED(planned("euler"), lambda grid, o: (_hat(grid, o),)),
+    "heun": CHURNED(planned("heun"), lambda grid, o: (_hat(grid, o), grid.b)),
+    "dpm_2": CHURNED(planned("dpm_2"), lambda grid, o: (_hat(grid, o), midpoint(_hat(grid, o), grid.b))),
+    "lms": Scheme(planned("lms"), slopes=ANY, check=_distinct),
     "euler_ancestral": ANCESTRAL(_ancestral("euler_ancestral"), slopes=ANY),
     "dpm_2_ancestral": Scheme(
         _ancestral("dpm_2_ancestral", keeps_noise=False),
-        lambda grid, o: (grid.a, _midpoint(grid.a, _down(grid, o))),
+        lambda grid, o: (grid.a, midpoint(grid.a, _down(grid, o))),
         draws=lambda b, calls, o: (1,) if calls == 2 else (),
         slopes=ANY,
     ),
@@ -147,15 +147,15 @@ SCHEMES: dict[str, Scheme] = {
         slopes=(1,),
     ),
     "dpmpp_sde": Scheme(
-        _planned("dpmpp_sde"),
+        planned("dpmpp_sde"),
         lambda grid, o: (grid.a, _partway(grid.a, grid.b, o["r"])),
         draws=lambda b, calls, o: (0, 1) if calls == 2 else (),
         spans=_sde_spans,
         slopes=(1,),
-        check=_falling,
+        check=falling,
     ),
-    "dpmpp_2m": Scheme(_planned("dpmpp_2m")),
-    "dpmpp_2m_sde": MULTISTEP(_planned("dpmpp_2m_sde")),
-    "dpmpp_3m_sde": MULTISTEP(_planned("dpmpp_3m_sde")),
+    "dpmpp_2m": Scheme(planned("dpmpp_2m")),
+    "dpmpp_2m_sde": MULTISTEP(planned("dpmpp_2m_sde")),
+    "dpmpp_3m_sde": MULTISTEP(planned("dpmpp_3m_sde")),
 }
 """By the part of the name after sample_."""

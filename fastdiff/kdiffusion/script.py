@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdiff.kdiffusion.flow import FLOW
 from fastdiff.kdiffusion.schemes import SCHEMES, Grid, Options, Scheme
-from fastdiff.levels import Level, VarianceExploding
+from fastdiff.levels import Level, LinearPath, VarianceExploding
 from fastdiff.ops._remembered import remembered
 from fastdiff.plan import Plan, Row
 from fastdiff.predictions import resolve
@@ -42,14 +43,15 @@ class Script:
     churns: bool = False
 
 
-def script_of(name: str, sigmas: Tensor, options: Options) -> Script:
+def script_of(name: str, sigmas: Tensor, options: Options, *, flow: bool = False) -> Script:
     """The script of a sampler along sigmas: [N + 1]. Reads the sigmas to the host, the run's only synchronisation.
 
-    Raises TypeError or ValueError for sigmas or options that cannot be.
+    flow: x = (1 - sigma) x0 + sigma noise instead of x0 + sigma noise. Raises TypeError or ValueError for sigmas or
+    options that cannot be.
     """
     values = checked(sigmas)
     dtype = sigmas.dtype if sigmas.is_floating_point() else torch.get_default_dtype()
-    return _script(name, tuple(values), dtype, sigmas.device, tuple(options.items()))
+    return _script(name, tuple(values), dtype, sigmas.device, tuple(options.items()), flow and name in FLOW)
 
 
 def checked(sigmas: Tensor) -> list[float]:
@@ -74,9 +76,10 @@ def _script(
     dtype: torch.dtype,
     device: torch.device,
     given: tuple[tuple[str, Any], ...],
+    flow: bool,
 ) -> Script:
-    scheme, options = SCHEMES[name], dict(given)
-    process = VarianceExploding()
+    scheme, options = (FLOW if flow else SCHEMES)[name], dict(given)
+    process = LinearPath() if flow else VarianceExploding()
     levels = [process.level(value) for value in values]
     try:
         scheme.check(levels, options)
