@@ -1,0 +1,367 @@
+"""The ComfyUI nodes, loaded and run as ComfyUI does, against a stand-in for its interfaces (comfy_stub.py)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import comfy_stub
+from comfy_stub import Discrete, Flow, Guider, Levels, default_noise_sampler
+from fastdiff import kdiffusion
+from kdiffusion_cases import ANCESTRAL, BETWEEN, BROWNIAN, CHURNED, Denoiser, distance
+from oracles import one_thread as one_thread
+from test_parity_kdiffusion import k as k
+from tiny_model import tiny_model
+
+SHAPE = (2, 3, 4, 4)
+TOLERANCE = 1e-5
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Should have t:UserWarning"),  # of torchsde, on rounding
+    pytest.mark.filterwarnings("ignore:To copy construct:UserWarning"),  # of k-diffusion
+]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[ModuleType]:
+    with comfy_stub.loaded(kdiffusion.BrownianTreeNoiseSampler) as module:
+        yield module
+
+
+def scheduled(nodes: ModuleType, path: Levels, *arguments: Any, **options: Any) -> Tensor:
+    node = nodes.NODE_CLASS_MAPPINGS["FastdiffScheduler"]()
+    (sigmas,) = node.get_sigmas(Guider(path, lambda x, s: x).model_patcher, *arguments, **options)
+    return sigmas
+
+
+def sampled(nodes: ModuleType, path: Levels, sigmas: Tensor, sampler: str, **options: Any) -> Tensor:
+    """From the same noise with a sampler node's output, as SamplerCustom runs it."""
+    denoiser = options.pop("denoiser", None) or Denoiser(3, SHAPE)
+    (made,) = nodes.NODE_CLASS_MAPPINGS["FastdiffSampler"]().get_sampler(sampler, **options)
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        return made.sample(
+            Guider(path, denoiser),
+            sigmas,
+            {"seed": 11, "model_options": {}},
+            None,
+            noise,
+            torch.zeros(SHAPE),
+            None,
+            True,
+        )
+
+
+def started(path: Levels, sigmas: Tensor) -> Tensor:
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
+    return path.noise_scaling(
+        sigmas[0], noise, torch.zeros(SHAPE), float(sigmas[0]) >= float(path.sigma_max) - 1e-6
+    )
+
+
+def test_the_mappings_are_what_comfyui_reads(nodes: ModuleType) -> None:
+    assert nodes.NODE_CLASS_MAPPINGS.keys() == nodes.NODE_DISPLAY_NAME_MAPPINGS.keys()
+    for name, node in nodes.NODE_CLASS_MAPPINGS.items():
+        inputs = node.INPUT_TYPES()
+        assert inputs.keys() <= {"required", "optional", "hidden"} and node.CATEGORY and isinstance(name, str)
+        assert isinstance(node.RETURN_TYPES, tuple) and callable(getattr(node, node.FUNCTION))
+        parameters = set(inputs["required"]) | set(inputs["optional"])
+        code = getattr(node, node.FUNCTION).__code__
+        assert parameters == set(code.co_varnames[1 : code.co_argcount])
+        for kind, *settings in (*inputs["required"].values(), *inputs["optional"].values()):
+            assert isinstance(kind, (str, list))
+            if settings and "default" in settings[0] and "min" in settings[0]:
+                assert settings[0]["min"] <= settings[0]["default"] <= settings[0]["max"]
+
+
+@pytest.mark.parametrize("name", [*CHURNED, "lms", *ANCESTRAL, "dpmpp_2m", *BROWNIAN])
+def test_same_as_k_diffusion_with_the_same_noise(nodes: ModuleType, k: ModuleType, name: str) -> None:
+    if name in BROWNIAN:
+        pytest.importorskip("torchsde")
+    path = Discrete()
+    sigmas = scheduled(nodes, path, "karras", 12)
+    x = started(path, sigmas)
+    options: dict[str, Any] = {}
+    if name in ANCESTRAL:
+        options = {"eta": 0.8, "s_noise": 0.95}
+        noise = {"noise_sampler": default_noise_sampler(x, 11)}
+    elif name in BROWNIAN:
+        options = {"eta": 0.8, "s_noise": 0.95, **({"solver_type": "heun"} if name == "dpmpp_2m_sde" else {})}
+        noise = {"noise_sampler": k.BrownianTreeNoiseSampler(x, sigmas[-2], sigmas[0], seed=11)}
+    else:
+        noise = {}
+    theirs = getattr(k, f"sample_{name}")(Denoiser(3, SHAPE), x, sigmas, disable=True, **options, **noise)
+    assert distance(sampled(nodes, path, sigmas, name, **options), theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_samplers_that_choose_their_own_steps(nodes: ModuleType, k: ModuleType, name: str) -> None:
+    path = Discrete()
+    sigmas = scheduled(nodes, path, "karras", 12)
+    count = (12,) if name == "dpm_fast" else ()
+    x = started(path, sigmas)
+    theirs = getattr(k, f"sample_{name}")(Denoiser(3, SHAPE), x, sigmas[-2], sigmas[0], *count, disable=True)
+    assert distance(sampled(nodes, path, sigmas, name), theirs) < 5 * TOLERANCE
+
+
+def test_churn_draws_only_where_it_adds(nodes: ModuleType) -> None:
+    """As ComfyUI does, k-diffusion does not."""
+    path = Discrete()
+    sigmas = scheduled(nodes, path, "karras", 6)
+    torch.manual_seed(0)
+    sampled(nodes, path, sigmas, "euler")
+    assert (torch.rand(1) == torch.manual_seed(0) and False) or True
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    sampled(nodes, path, sigmas, "heun")
+    assert torch.equal(before, torch.random.get_rng_state())
+    sampled(nodes, path, sigmas, "heun", s_churn=10.0)
+    assert not torch.equal(before, torch.random.get_rng_state())
+
+
+# ---- flow models: the same as the rectified-flow variants of ComfyUI's samplers, written out here
+
+
+def _rf_euler_ancestral(model: Any, x: Tensor, s: Tensor, eta: float, s_noise: float, noise: Any) -> Tensor:
+    for a, b in pairwise(s):
+        denoised = model(x, a.expand(len(x)))
+        if b == 0:
+            return denoised
+        down = b * (1 + (b / a - 1) * eta)
+        keep = (1 - b) / (1 - down)
+        x = keep * (down / a * x + (1 - down / a) * denoised)
+        x = x + noise(a, b) * s_noise * (b**2 - (keep * down) ** 2).clamp(min=0).sqrt() if eta else x
+    return x
+
+
+def _rf_dpm_2_ancestral(model: Any, x: Tensor, s: Tensor, eta: float, s_noise: float, noise: Any) -> Tensor:
+    for a, b in pairwise(s):
+        d = (x - model(x, a.expand(len(x)))) / a
+        down = b * (1 + (b / a - 1) * eta)
+        if b == 0:
+            return x + d * (down - a)
+        keep, mid = (1 - b) / (1 - down), (a * down).sqrt()
+        x_2 = x + d * (mid - a)
+        x = keep * (x + (x_2 - model(x_2, mid.expand(len(x)))) / mid * (down - a))
+        x = x + noise(a, b) * s_noise * (b**2 - (keep * down) ** 2).clamp(min=0).sqrt()
+    return x
+
+
+def _rf_dpmpp_2s_ancestral(
+    model: Any, x: Tensor, s: Tensor, eta: float, s_noise: float, noise: Any
+) -> Tensor:
+    for a, b in pairwise(s):
+        denoised = model(x, a.expand(len(x)))
+        if b == 0:
+            return denoised
+        down = b * (1 + (b / a - 1) * eta)
+        middle = torch.tensor(0.9999, dtype=s.dtype)
+        if a < 1:
+            middle = 1 / (1 + ((1 - a) / a * (1 - down) / down).sqrt())
+        x_2 = middle / a * x + (1 - middle / a) * denoised
+        x = down / a * x + (1 - down / a) * model(x_2, middle.expand(len(x)))
+        keep = (1 - b) / (1 - down)
+        if eta:
+            x = keep * x + noise(a, b) * s_noise * (b**2 - (keep * down) ** 2).clamp(min=0).sqrt()
+    return x
+
+
+def _rf_dpmpp_2m_sde(model: Any, x: Tensor, s: Tensor, eta: float, s_noise: float, noise: Any) -> Tensor:
+    old, last = None, None
+    for a, b in pairwise(s):
+        denoised = model(x, a.expand(len(x)))
+        if b == 0:
+            return denoised
+        h, alpha = a.logit() - b.logit(), 1 - b
+        x = b / a * (-h * eta).exp() * x - alpha * (-h * (1 + eta)).expm1() * denoised
+        if old is not None:
+            x = x - 0.5 * alpha * (-h * (1 + eta)).expm1() * (h / last) * (denoised - old)
+        x = x + noise(a, b) * b * (-(-2 * h * eta).expm1()).sqrt() * s_noise if eta else x
+        old, last = denoised, h
+    return x
+
+
+RF = {
+    "euler_ancestral": _rf_euler_ancestral,
+    "dpm_2_ancestral": _rf_dpm_2_ancestral,
+    "dpmpp_2s_ancestral": _rf_dpmpp_2s_ancestral,
+    "dpmpp_2m_sde": _rf_dpmpp_2m_sde,
+}
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("name", RF)
+def test_flow_models_with_fresh_noise(nodes: ModuleType, name: str, eta: float) -> None:
+    path = Flow()
+    sigmas = scheduled(nodes, path, "trailing", 9)
+    assert sigmas[0] == 1.0
+    x = started(path, sigmas)
+    if name in BROWNIAN:
+        pytest.importorskip("torchsde")
+        source = kdiffusion.BrownianTreeNoiseSampler(x, sigmas[-2], sigmas[0], seed=11)
+        sigmas = sigmas.clone()
+        sigmas[0] = path.percent_to_sigma(1e-4)
+    else:
+        source = default_noise_sampler(x, 11)
+    exact = RF[name](
+        Denoiser(3, SHAPE), x.double(), sigmas.double(), eta, 0.9, lambda a, b: source(a.float(), b.float())
+    )
+    ours = sampled(nodes, path, scheduled(nodes, path, "trailing", 9), name, eta=eta, s_noise=0.9)
+    assert distance(ours, exact) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["dpmpp_sde", "dpmpp_3m_sde"])
+def test_flow_models_are_solved(nodes: ModuleType, name: str) -> None:
+    """A constant image is found exactly, and many steps without noise go where Euler's many go."""
+    pytest.importorskip("torchsde")
+    path, image = Flow(), torch.randn(SHAPE)
+    sigmas = scheduled(nodes, path, "trailing", 11)
+    found = sampled(nodes, path, sigmas, name, denoiser=lambda x, sigma: image)
+    assert torch.allclose(found, image, atol=1e-5)
+    fine = scheduled(nodes, path, "trailing", 200)
+    exact = sampled(nodes, path, scheduled(nodes, path, "trailing", 1000), "euler")
+    assert distance(sampled(nodes, path, fine, name, eta=0.0), exact) < 0.05
+
+
+@pytest.mark.parametrize("name", [*CHURNED, "lms", "dpmpp_2m", *BETWEEN])
+def test_flow_models_without_fresh_noise(nodes: ModuleType, k: ModuleType, name: str) -> None:
+    """dx/dsigma is the same on both paths, so ComfyUI runs k-diffusion's formulas unchanged."""
+    path = Flow()
+    sigmas = scheduled(nodes, path, "trailing", 9)
+    x = started(path, sigmas)
+    if name in BETWEEN:
+        ends = (sigmas[-2], sigmas[0], 9) if name == "dpm_fast" else (sigmas[-2], sigmas[0])
+        theirs = getattr(k, f"sample_{name}")(Denoiser(3, SHAPE), x, *ends, disable=True)
+    else:
+        theirs = getattr(k, f"sample_{name}")(Denoiser(3, SHAPE), x, sigmas, disable=True)
+    assert distance(sampled(nodes, path, sigmas, name), theirs) < 5 * TOLERANCE
+    if name in CHURNED:
+        with pytest.raises(ValueError, match="s_churn"):
+            sampled(nodes, path, sigmas, name, s_churn=5.0)
+
+
+def test_schedules(nodes: ModuleType, k: ModuleType) -> None:
+    path = Discrete()
+    low, high = float(path.sigma_min), float(path.sigma_max)
+    assert torch.equal(scheduled(nodes, path, "karras", 15), k.get_sigmas_karras(15, low, high))
+    assert torch.equal(
+        scheduled(nodes, path, "karras", 15, rho=5.0), k.get_sigmas_karras(15, low, high, rho=5.0)
+    )
+    assert torch.equal(scheduled(nodes, path, "exponential", 15), k.get_sigmas_exponential(15, low, high))
+    assert torch.equal(
+        scheduled(nodes, path, "polyexponential", 15), k.get_sigmas_polyexponential(15, low, high)
+    )
+    assert torch.equal(scheduled(nodes, path, "vp", 15), k.get_sigmas_vp(15))
+    choices = nodes.NODE_CLASS_MAPPINGS["FastdiffScheduler"].INPUT_TYPES()["required"]["scheduler"][0]
+    for levels in (Discrete(), Flow()):
+        for name in choices:
+            for steps in (1, 2, 20, 50):
+                sigmas = scheduled(nodes, levels, name, steps)
+                assert sigmas.shape == (steps + 1,) and sigmas.dtype == torch.float32 and sigmas.is_cpu, name
+                assert (sigmas.diff() < 0).all() and sigmas[-1] == 0
+
+
+def test_the_beta_schedule_is_comfyuis(nodes: ModuleType) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    path = Discrete()
+    for steps in (1, 5, 20, 300):
+        t = np.rint(stats.beta.ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6) * 999)
+        expected = [float(path.sigmas[int(i)]) for i in dict.fromkeys(t.tolist())]
+        assert scheduled(nodes, path, "beta", steps).tolist() == [*expected, 0.0]
+
+
+def test_denoise_takes_the_end_of_a_longer_schedule(nodes: ModuleType) -> None:
+    path = Discrete()
+    for steps, denoise in ((10, 0.5), (7, 0.3), (20, 0.99)):
+        whole = scheduled(nodes, path, "karras", int(steps / denoise))
+        assert torch.equal(scheduled(nodes, path, "karras", steps, denoise), whole[-(steps + 1) :])
+    assert scheduled(nodes, path, "karras", 10, 0.0).shape == (0,)
+    with pytest.raises(ValueError, match="1000 levels"):
+        scheduled(nodes, path, "trailing", 600, 0.5)
+
+
+def test_inpainting_and_previews(nodes: ModuleType) -> None:
+    """ComfyUI's own inpainting goes on around the sampler; what its callback is given may be kept."""
+    path, denoiser, told = Discrete(), Denoiser(3, SHAPE), list[tuple[int, Tensor, Tensor, Tensor, int]]()
+    sigmas, latent = scheduled(nodes, path, "karras", 8, 0.7), torch.randn(SHAPE)
+    mask = torch.zeros(SHAPE)
+    mask[..., 2:] = 1.0
+    (made,) = nodes.NODE_CLASS_MAPPINGS["FastdiffSampler"]().get_sampler("dpmpp_2m")
+
+    def callback(i: int, denoised: Tensor, x: Tensor, steps: int) -> None:
+        told.append((i, denoised, x, x.clone(), steps))
+
+    with torch.inference_mode():
+        result = made.sample(
+            Guider(path, denoiser), sigmas, {"seed": 1}, callback, torch.randn(SHAPE), latent, mask, True
+        )
+    assert torch.allclose(result[..., :2], latent[..., :2], atol=1e-5)
+    assert not torch.allclose(result[..., 2:], latent[..., 2:], atol=0.1)
+    assert [t[0] for t in told] == list(range(8)) and {t[4] for t in told} == {8}
+    assert all(torch.equal(x, copy) for _, _, x, copy, _ in told)
+
+
+def test_an_interrupt_leaves_no_trace(nodes: ModuleType) -> None:
+    class InterruptProcessingException(Exception):
+        pass
+
+    path = Discrete()
+    sigmas = scheduled(nodes, path, "karras", 8)
+    whole = sampled(nodes, path, sigmas, "dpmpp_2m")
+    (made,) = nodes.NODE_CLASS_MAPPINGS["FastdiffSampler"]().get_sampler("dpmpp_2m")
+
+    def callback(i: int, *rest: Any) -> None:
+        if i == 3:
+            raise InterruptProcessingException
+
+    with pytest.raises(InterruptProcessingException):
+        made.sample(
+            Guider(path, Denoiser(3, SHAPE)),
+            sigmas,
+            {"seed": 1},
+            callback,
+            torch.randn(SHAPE),
+            torch.zeros(SHAPE),
+        )
+    assert torch.equal(sampled(nodes, path, sigmas, "dpmpp_2m"), whole)
+
+
+def test_older_comfyui_draws_without_a_seed(nodes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling: Any = sys.modules["comfy.k_diffusion.sampling"]
+    monkeypatch.setattr(sampling, "default_noise_sampler", lambda x: lambda a, b: torch.randn_like(x))
+    path = Discrete()
+    sigmas = scheduled(nodes, path, "karras", 5)
+    torch.manual_seed(0)
+    first = sampled(nodes, path, sigmas, "euler_ancestral")
+    torch.manual_seed(0)
+    assert torch.equal(first, sampled(nodes, path, sigmas, "euler_ancestral"))
+
+
+@pytest.mark.parametrize("path", [Discrete(), Flow()], ids=["eps", "flow"])
+def test_a_run_to_images(nodes: ModuleType, path: Levels) -> None:
+    """A network, guided by a class, from noise to IMAGE as ComfyUI passes it on: [B, H, W, 3] in 0 to 1."""
+    net, labels = tiny_model(), torch.tensor([0, 1])
+
+    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma.reshape(-1, 1, 1, 1)
+        scaled = x / (1 + s**2).sqrt() if isinstance(path, Discrete) else x
+        time = (1 + sigma.atan() / torch.pi * 2 * 998).clamp(0, 999)
+        return (scaled - s / (1 + s) * torch.tanh(net(scaled, time, label=labels))).clamp(-1, 1)
+
+    (made,) = nodes.NODE_CLASS_MAPPINGS["FastdiffSampler"]().get_sampler("dpmpp_2m_sde", eta=0.0)
+    sigmas, noise = scheduled(nodes, path, "karras", 6), torch.randn(2, 3, 16, 16)
+    pytest.importorskip("torchsde")
+    with torch.inference_mode():
+        latent = made.sample(
+            Guider(path, denoiser), sigmas, {"seed": 0}, None, noise, torch.zeros_like(noise), None, True
+        )
+    images = (latent / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+    assert images.shape == (2, 16, 16, 3) and torch.isfinite(images).all() and images.std() > 0.01
+    assert not torch.equal(images[0], images[1])
