@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fastdiff.diffusers.classes import CLASSES, convert, revert
+from fastdiff.diffusers.coverage import Coverage, coverage
 
-__all__ = ["CLASSES", "convert", "revert"]
+__all__ = ["CLASSES", "Coverage", "convert", "coverage", "revert"]
 
 
 def __getattr__(name: str) -> Any:

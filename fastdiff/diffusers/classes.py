@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from typing import Any
 
 import diffusers
 from diffusers.schedulers import SchedulerMixin
 
 from fastdiff.diffusers.fused import Fused
+from fastdiff.diffusers.special import SPECIAL
 
 NAMES = (
     "CMStochasticIterativeScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler",
@@ -20,26 +20,29 @@ NAMES = (
     "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMapEulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler",
-    "HeunDiscreteScheduler", "IPNDMScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
-    "LCMScheduler", "LMSDiscreteScheduler", "LTXEulerAncestralRFScheduler", "MiniMaxH3Scheduler", "PNDMScheduler",
+    "HeliosDMDScheduler", "HeliosScheduler", "HeunDiscreteScheduler", "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler",
+    "LTXEulerAncestralRFScheduler", "MiniMaxH3Scheduler", "PNDMScheduler", "PiflowScheduler",
     "RePaintScheduler", "SASolverScheduler", "SCMScheduler", "TCDScheduler", "UnCLIPScheduler",
     "UniPCMultistepScheduler",
 )  # fmt: skip
 
 
-def _made(base: type) -> type:
+def _made(base: Any) -> Any:
     """Our subclass of a diffusers scheduler, with the same signatures."""
     body: dict[str, Any] = {
         "base": base,
         "parameters": inspect.signature(base.step).parameters,
+        "annotation": str(inspect.signature(base.step).return_annotation),
         "counter": _counter(base),
         "__doc__": f"{base.__name__} of diffusers with a fused step.",
         "__module__": base.__module__,  # what diffusers writes into model_index.json: it loads without fastdiff
     }
+    fused = SPECIAL.get(base.__name__, Fused)
     for name in ("step", "set_timesteps", "scale_model_input"):
         if hasattr(base, name):
-            body[name] = functools.wraps(getattr(base, name))(_forwarding(getattr(Fused, name)))
-    return type(base.__name__, (Fused, base), body)
+            body[name] = functools.wraps(getattr(base, name))(_forwarding(getattr(fused, name)))
+    return type(base.__name__, (fused, base), body)
 
 
 def _forwarding(method: Any) -> Any:
@@ -51,7 +54,7 @@ def _counter(base: type) -> str | None:
     return "_step_index" if "self._step_index" in source else "counter" if "self.counter" in source else None
 
 
-CLASSES: dict[str, type] = {}
+CLASSES: dict[str, Any] = {}
 for _name in NAMES:
     _base = getattr(diffusers, _name, None)
     if isinstance(_base, type) and issubclass(_base, SchedulerMixin):
@@ -70,8 +73,7 @@ def revert(scheduler: Any) -> Any:
 
 
 def _as(scheduler: Any, kind: type) -> Any:
-    made = object.__new__(kind)
-    made.__dict__.update(
-        {k: v for k, v in vars(scheduler).items() if k not in ("_run", "_memo", "_of_thread")}
-    )
+    made: Any = object.__new__(kind)
+    state = scheduler.__getstate__() if isinstance(scheduler, Fused) else vars(scheduler)
+    vars(made).update({name: value for name, value in state.items() if name != "_run"})
     return made

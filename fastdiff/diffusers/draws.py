@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 from fastdiff import ops
 from fastdiff.diffusers.plans import TracedPlan
 from fastdiff.diffusers.solving import Line
-from fastdiff.diffusers.tracing import plain_copy
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,10 @@ def dtypes(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: torch.
     """What diffusers makes of these two dtypes: the common one, or found by its own step where they differ."""
     if sample == output:
         return Dtypes(sample, sample)
-    memo = scheduler._memory()
-    key = (sample, output)
-    if key not in memo:
-        memo[key] = _observed(scheduler, plan, sample, output)
-    kind: Dtypes = memo[key]
+    known = scheduler._memory().dtypes
+    if (sample, output) not in known:
+        known[sample, output] = _observed(scheduler, plan, sample, output)
+    kind: Dtypes = known[sample, output]
     return kind
 
 
@@ -53,9 +50,7 @@ class _Watch(TorchFunctionMode):
 
 def _observed(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: torch.dtype) -> Dtypes:
     """diffusers' own step on two numbers, until one has drawn noise."""
-    plain = plain_copy(scheduler, scheduler.base)
-    if hasattr(plain, "_step_index"):
-        plain._step_index = plan.begin
+    plain = scheduler._memory().copy(plan.begin)
     image = torch.zeros(1, 2, dtype=sample, device="cpu")
     forked = torch.Generator().manual_seed(0)
     accepts = "generator" in scheduler.parameters
@@ -95,8 +90,8 @@ def _path(scheduler: Any, sample: Tensor, generator: Any) -> Any:
 
     if scheduler.noise_sampler is not None:
         return scheduler.noise_sampler
-    memo = scheduler._memory()
-    if "path" not in memo:
+    memory = scheduler._memory()
+    if memory.path is None:
         if hasattr(scheduler, "noise_sampler_seed"):
             levels, seed = scheduler.sigmas[scheduler.sigmas > 0], scheduler.noise_sampler_seed
             low, high = levels.min().item(), levels.max().item()
@@ -104,5 +99,5 @@ def _path(scheduler: Any, sample: Tensor, generator: Any) -> Any:
             low, high = scheduler.config.sigma_min, scheduler.config.sigma_max
             listed = [g.initial_seed() for g in generator] if isinstance(generator, list) else generator
             seed = listed.initial_seed() if isinstance(listed, torch.Generator) else listed
-        memo["path"] = BrownianTreeNoiseSampler(sample, low, high, seed)
-    return memo["path"]
+        memory.path = BrownianTreeNoiseSampler(sample, low, high, seed)
+    return memory.path

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from fastdiff import ops
-from fastdiff.diffusers import draws, plans
+from fastdiff.diffusers import draws
 from fastdiff.diffusers.per_thread import PerThread
-from fastdiff.diffusers.plans import Found, TracedPlan, Unfused
+from fastdiff.diffusers.plans import Found, Memory, TracedPlan, Unfused, find
 from fastdiff.diffusers.positions import first_index, place_of, value_of
 from fastdiff.diffusers.results import result
-from fastdiff.diffusers.runs import Run
-from fastdiff.diffusers.tracing import IMAGE
+from fastdiff.diffusers.runs import Images, Run
+from fastdiff.diffusers.tracing import IMAGE, plain_copy
+
+Blend = Callable[[Tensor | None], dict[str, Tensor | None]]
+
+TRANSIENT = {"_step_index", "_begin_index", "_run", "_memo", "_of_thread", "counter", "is_scale_input_called"}
+"""Attributes that say where a loop stands, not what its steps do."""
+_setting = threading.RLock()
 
 
 class Fused:
@@ -26,55 +32,106 @@ class Fused:
     (`fallback` says what), diffusers' own step runs.
     """
 
-    base: ClassVar[type]
+    base: ClassVar[Any]
     parameters: ClassVar[Mapping[str, inspect.Parameter]]
+    """Those of diffusers' step."""
+    annotation: ClassVar[str]
+    """Of its result."""
     counter: ClassVar[str | None] = None
     """The attribute that counts diffusers' steps; None where each step finds its place by its timestep."""
     images: ClassVar[tuple[str, ...]] = ("variance_noise", "pred_original_sample")
     """Arguments of step() that hold an image."""
+    usual: ClassVar[Mapping[str, Any]] = {}
+    """Arguments without which step() cannot be called."""
 
     timesteps = PerThread()
     sigmas = PerThread()
     num_inference_steps = PerThread()
     _step_index = PerThread()
     _begin_index = PerThread()
-    _run = PerThread()
-    _memo = PerThread()
+    _run = PerThread(None)
+    _memo = PerThread(None)
 
     @property
     def fallback(self) -> str | None:
         """None, or why this configuration runs diffusers' own step."""
-        found = self._plan(0, {})
+        if getattr(self, "timesteps", None) is None or getattr(self, "num_inference_steps", 0) is None:
+            return None  # not known before set_timesteps
+        found = self._plan(0, self.usual)
         return found.reason if isinstance(found, Unfused) else None
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """diffusers' set_timesteps, and the plan of the loop that follows."""
-        super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
-        self._run, self._memo = None, {}
-        self._plan(0, {})
+        with (
+            _setting
+        ):  # threads that share a scheduler: the attributes that a thread does not own stay together
+            super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
+            self._run, self._memo = None, self._snapshot()
+        self._plan(0, self.usual)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name not in TRANSIENT and vars(self).get("_memo") is not None:
+            self._memo = None  # what steps do may depend on it
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: this thread's view, the loop it is in with it."""
+        state = dict(vars(self))
+        own = state.pop("_of_thread", None)
+        state |= {} if own is None else vars(own)
+        state.pop("_memo", None)
+        return state
+
+    def __reduce__(self) -> Any:
+        # By name: pickle would look for the class in diffusers' module, where diffusers' own stands.
+        return _restored, (self.base.__name__, self.__getstate__())
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         """diffusers' step, fused."""
-        options, given, generator, return_dict = self._options(args, kwargs)
-        run = None
-        if model_output.shape == sample.shape and not (given is not None and generator is not None):
-            run = self._entered(timestep, options)
+        if args:
+            kwargs = dict(zip(list(self.parameters)[4:], args)) | kwargs
+        made = self._fused(model_output, timestep, sample, kwargs)
+        if made is None:
+            return self.base.step(self, model_output, timestep, sample, **kwargs)
+        return made
+
+    def _fused(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        arguments: Mapping[str, Any],
+        blend: Blend | None = None,
+    ) -> Any:
+        """step()'s result, or None if diffusers' own step must take it.
+
+        blend: the noise of the step -> what its kernel blends in, solver_step_'s mask, known and known_noise.
+        """
+        options, given, generator, return_dict = self._options(arguments)
+        if model_output.shape != sample.shape or (generator is not None and "variance_noise" in options):
+            return None
+        run = self._entered(timestep, options)
         if run is None:
-            return self.base.step(self, model_output, timestep, sample, *args, **kwargs)  # type: ignore[attr-defined]
+            return None
         line = run.plan.lines[run.next - run.plan.begin]
         kind = draws.dtypes(self, run.plan, sample.dtype, model_output.dtype)
         noise = draws.noise(self, line, sample, generator, kind.draw) if line.draws else None
-        prev_sample, bound = run.take(model_output, sample, noise, given, self._bound, kind.result)
+        images = Images(model_output, sample, noise, given)
+        prev_sample, bound = run.take(
+            images, self._bound, kind.result, **({} if blend is None else blend(noise))
+        )
         if self.counter:
-            setattr(self, self.counter, run.next if self.counter == "_step_index" else run.next - run.plan.begin)
-        return result(self, line, prev_sample, (sample, model_output, noise), bound, return_dict)
+            setattr(
+                self, self.counter, run.next if self.counter == "_step_index" else run.next - run.plan.begin
+            )
+        return result(self, line, prev_sample, images, bound, return_dict)
 
     def scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """diffusers' scale_model_input, without reading the timestep back from its device."""
         timestep = args[0] if args else kwargs.get("timestep")
         run = None if timestep is None else self._entered(timestep, {})
         if run is None:
-            return super().scale_model_input(sample, *args, **kwargs)  # type: ignore[misc, no-any-return]
+            return super().scale_model_input(sample, *args, **kwargs)  # type: ignore[misc]
         if self.counter == "_step_index":
             self._step_index = run.next
         if "is_scale_input_called" in vars(self):
@@ -82,15 +139,11 @@ class Fused:
         scale = run.plan.scales[run.next - run.plan.begin]
         return sample if scale == 1.0 else sample * scale
 
-    def _options(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[dict[str, Any], Tensor | None, Any, bool]:
+    def _options(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor | None, Any, bool]:
         """step()'s further arguments: those that differ from their defaults, an image, the generator, return_dict."""
-        if args:
-            kwargs = dict(zip(list(self.parameters)[4:], args)) | kwargs
         given, generator, return_dict = None, None, self.parameters["return_dict"].default
         options = {}
-        for name, value in kwargs.items():
+        for name, value in arguments.items():
             if name == "generator":
                 generator = value
             elif name == "return_dict":
@@ -100,7 +153,9 @@ class Fused:
             elif isinstance(value, Tensor):
                 image = name in self.images
                 given = value if image else given
-                options[name] = IMAGE if image else value_of(value, place_of(value, self.timesteps), self._times())
+                options[name] = (
+                    IMAGE if image else value_of(value, place_of(value, self.timesteps), self._times())
+                )
             elif value != self.parameters[name].default:
                 options[name] = value
         return options, given, generator, return_dict
@@ -152,12 +207,14 @@ class Fused:
         self, run: Run | None, timestep: Any, place: int | None, options: Mapping[str, Any]
     ) -> Run | None:
         """The run of a scheduler whose steps stand alone: any timestep, in any order."""
-        row = place
+        row, value = place, None
         if row is None:
+            if isinstance(timestep, Tensor) and timestep.numel() != 1:
+                return None
             value = value_of(timestep, place, [])
             times = self._times()
             row = times.index(value) if value in times else None
-        found = self._plan(0, options) if row is not None else self._plan_of(timestep, options)
+        found = self._plan(0, options) if row is not None else self._plan_of(timestep, value, options)
         row = row or 0
         if isinstance(found, Unfused) or not found.memoryless or row >= len(found.lines):
             return None
@@ -167,42 +224,41 @@ class Fused:
         return run
 
     def _times(self) -> list[float]:
-        memo = self._memory()
-        if "times" not in memo:
-            memo["times"] = self.timesteps.tolist()
-        times: list[float] = memo["times"]
-        return times
+        return self._memory().times
 
-    def _memory(self) -> dict[Any, Any]:
-        """What is found once for the timesteps of this thread."""
-        if getattr(self, "_memo", None) is None:
-            self._memo = {}
-        memo: dict[Any, Any] = self._memo
-        return memo
+    def _memory(self) -> Memory:
+        """What is found once for the state of this scheduler, as this thread sees it."""
+        if self._memo is None:
+            self._memo = self._snapshot()
+        memory: Memory = self._memo
+        return memory
+
+    def _snapshot(self) -> Memory:
+        return Memory.of(plain_copy(self.__getstate__(), self.base))
 
     def _plan(self, begin: int, options: Mapping[str, Any]) -> Found:
-        memo = self._memory()
+        memory = self._memory()
         key = (begin, *options.items())
-        if key not in memo:
-            whole = memo.get((0, *options.items()))
+        if key not in memory.plans:
+            whole = memory.plans.get((0, *options.items()))
             if isinstance(whole, TracedPlan) and whole.memoryless:
                 return whole
-            memo[key] = plans.find(self, self.base, self._arguments(self.timesteps.cpu()), begin, options)
-        found: Found = memo[key]
-        return found
+            times = self._arguments(memory.plain.timesteps)[begin:]
+            memory.plans[key] = find(memory, times, begin, options, alone=self.counter is None)
+        return memory.plans[key]
 
     def _arguments(self, times: Tensor) -> list[Any]:
         """What step() gets as `timestep` in a loop over the timesteps."""
         return list(times)
 
-    def _plan_of(self, timestep: Any, options: Mapping[str, Any]) -> Found:
-        """The plan of a single step at a timestep that is none of the loop's."""
-        memo = self._memory()
-        key = ("alone", float(timestep), *options.items())
-        if key not in memo:
-            memo[key] = plans.find(self, self.base, [timestep], 0, options)
-        found: Found = memo[key]
-        return found
+    def _plan_of(self, timestep: Any, value: float | None, options: Mapping[str, Any]) -> Found:
+        """The plan of a single step."""
+        memory = self._memory()
+        key = ("alone", value, *options.items())
+        if key not in memory.plans:
+            time = timestep.cpu() if isinstance(timestep, Tensor) else timestep
+            memory.plans[key] = find(memory, [time], 0, options, alone=True)
+        return memory.plans[key]
 
     def _bound(self, x: Tensor, output: Tensor, table: Tensor, row: Tensor) -> Tensor:
         """The bounds of dynamic thresholding (arXiv:2205.11487): float32 [B]."""
@@ -210,3 +266,11 @@ class Fused:
         return ops.dynamic_bound(
             x, output, table, row, quantile=config.dynamic_thresholding_ratio, most=config.sample_max_value
         )
+
+
+def _restored(name: str, state: Mapping[str, Any]) -> Any:
+    from fastdiff.diffusers.classes import CLASSES
+
+    scheduler = object.__new__(CLASSES[name])
+    vars(scheduler).update(state)
+    return scheduler

@@ -9,6 +9,9 @@ from typing import Any
 class PerThread:
     """A thread that has set the attribute sees its own value; the others see the one set last."""
 
+    def __init__(self, *default: Any) -> None:
+        self.default = default
+
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
@@ -19,11 +22,12 @@ class PerThread:
         own = state.get("_of_thread")
         if own is not None and self.name in own.__dict__:
             return own.__dict__[self.name]
-        try:
+        if self.name in state:
             return state[self.name]
-        except KeyError:
+        if not self.default:
             message = f"{type(scheduler).__name__!r} object has no attribute {self.name!r}"
-            raise AttributeError(message) from None
+            raise AttributeError(message)
+        return self.default[0]
 
     def __set__(self, scheduler: Any, value: Any) -> None:
         state = scheduler.__dict__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from fastdiff.diffusers.tracing import plain_copy, trace
 from fastdiff.plan import COLUMN
 
 KEPT_PLANS = 256
+ELSEWHERE = {"_step_index", "_begin_index", "_run", "_internal_dict"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,9 @@ class TracedPlan:
     ring: int
     reach: int
     scales: tuple[float, ...]
+
+    def __deepcopy__(self, memo: object) -> TracedPlan:
+        return self  # nothing of it can change
 
     @property
     def memoryless(self) -> bool:
@@ -62,22 +66,45 @@ class Unfused:
 Found = TracedPlan | Unfused
 
 
+@dataclass(eq=False)
+class Memory:
+    """What is found once for a scheduler's state. plain: diffusers' own scheduler in that state, on the CPU, for copies
+    to be stepped; times: its timesteps; path: the Brownian path of the loop."""
+
+    plain: Any
+    times: list[float]
+    key: Hashable
+    plans: dict[Hashable, Found] = field(default_factory=dict)
+    dtypes: dict[Hashable, Any] = field(default_factory=dict)
+    path: Any = None
+    output_class: tuple[type, list[str]] | None = None
+
+    @classmethod
+    def of(cls, plain: Any) -> Memory:
+        times = getattr(plain, "timesteps", None)
+        return cls(plain, [] if times is None else times.tolist(), state_key(plain))
+
+    def copy(self, begin: int) -> Any:
+        """A scheduler to be stepped from step `begin`."""
+        plain = plain_copy(vars(self.plain), type(self.plain))
+        if hasattr(plain, "_step_index"):
+            plain._step_index = begin
+        return plain
+
+
 def find(
-    scheduler: Any,
-    base: type,
-    times: Sequence[Any],
-    begin: int,
-    options: Mapping[str, Any],
+    memory: Memory, times: Sequence[Any], begin: int, options: Mapping[str, Any], *, alone: bool
 ) -> Found:
-    """The plan of `scheduler`, a subclass of diffusers' `base`, through step() at times[begin:]; traced if new."""
-    key = (
-        base, state_key(scheduler), begin, tuple(float(time) for time in times), tuple(sorted(options.items())),
-    )  # fmt: skip
+    """The plan through step() at `times`, of which the first is step `begin`; traced if new.
+
+    options: step()'s further arguments; alone: the steps know nothing of each other.
+    """
+    key = (memory.key, begin, tuple(float(time) for time in times), tuple(sorted(options.items(), key=str)))
     with _lock:
         if key in _plans:
             _plans.move_to_end(key)
             return _plans[key]
-    found = _trace(scheduler, base, times[begin:], begin, options)
+    found = _trace(memory, times, begin, options, alone)
     with _lock:
         _plans[key] = found
         while len(_plans) > KEPT_PLANS:
@@ -86,19 +113,16 @@ def find(
 
 
 def _trace(
-    scheduler: Any,
-    base: type,
-    times: Sequence[Any],
-    begin: int,
-    options: Mapping[str, Any],
+    memory: Memory, times: Sequence[Any], begin: int, options: Mapping[str, Any], alone: bool
 ) -> Found:
-    plain = plain_copy(scheduler, base)
-    if hasattr(plain, "_step_index"):
-        plain._step_index = begin
+    plain = memory.copy(begin)
     try:
-        made = trace(plain, times, options)
-        found = lines(made)
-        unfolded, ring = table(found, made.scales)
+        if alone:
+            found, scales = _alone(plain, times, options)
+        else:
+            made = trace(plain, times, options)
+            found, scales = lines(made), made.scales
+        unfolded, ring = table(found)
     except NotLinear as refused:
         return Unfused(str(refused))
     except Exception as error:  # the scheduler's own complaint, which its own step will make again
@@ -109,14 +133,32 @@ def _trace(
             row[COLUMN["a"]] += row[COLUMN["b"]]
             row[COLUMN["b"]] = 0.0
     reach = max((line.anchor for line in found if not line.linked), default=0)
-    return TracedPlan(begin, tuple(found), unfolded, folded, ring, reach, made.scales)
+    return TracedPlan(begin, tuple(found), unfolded, folded, ring, reach, scales)
 
 
-def state_key(scheduler: Any) -> Hashable:
+def _alone(
+    plain: Any, times: Sequence[Any], options: Mapping[str, Any]
+) -> tuple[list[Line], tuple[float, ...]]:
+    """Rows of steps that know nothing of each other; none after the first that fails."""
+    known: dict[float, tuple[Line, float]] = {}
+    found = []
+    for time in times:
+        try:
+            if float(time) not in known:
+                made = trace(plain, [time], options)
+                known[float(time)] = lines(made)[0], made.scales[0]
+            found.append(known[float(time)])
+        except (IndexError, ValueError):
+            if not found:
+                raise
+            break
+    return [line for line, _ in found], tuple(scale for _, scale in found)
+
+
+def state_key(plain: Any) -> Hashable:
     """All that a scheduler's steps depend on, but for where it stands."""
-    state = vars(scheduler)
-    named = [(name, _frozen(value)) for name, value in state.items() if not name.startswith("_")]
-    return (repr(dict(scheduler.config)), getattr(scheduler, "num_inference_steps", None), *named)
+    state = {name: value for name, value in vars(plain).items() if name not in ELSEWHERE}
+    return (type(plain), repr(dict(plain.config)), *((name, _frozen(value)) for name, value in state.items()))
 
 
 def _frozen(value: Any) -> Hashable:

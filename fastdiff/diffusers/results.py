@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
+from fastdiff.diffusers.runs import Images
 from fastdiff.diffusers.solving import Extra, Line
-from fastdiff.diffusers.tracing import plain_copy
 
-Images = tuple[Tensor, Tensor, Tensor | None]
 Maker = Callable[[], Tensor | None]
 
 
@@ -42,7 +45,7 @@ class LazyTuple(tuple[Any, ...]):
 def result(
     scheduler: Any, line: Line, prev_sample: Tensor, images: Images, bound: Tensor | None, return_dict: bool
 ) -> Any:
-    """step()'s result. images: the sample, the model's output and the noise of this step; bound: of its clamp."""
+    """step()'s result. bound: of the step's clamp."""
     makers = [
         functools.partial(_extra, extra, line, images, bound, prev_sample.dtype) for extra in line.extras
     ]
@@ -58,9 +61,8 @@ def _extra(
     """One further image, at full precision, then rounded."""
     if extra is None:
         return None
-    wide = torch.float64 if images[0].dtype == torch.float64 else torch.float32
-    sample, output, noise = (None if image is None else image.to(wide) for image in images)
-    assert sample is not None and output is not None
+    wide = torch.float64 if images.sample.dtype == torch.float64 else torch.float32
+    sample, output, noise = images.sample.to(wide), images.output.to(wide), images.noise
     made = torch.zeros_like(sample)
     if extra.x:
         made = made + extra.x * sample
@@ -69,7 +71,7 @@ def _extra(
     if extra.denoised:
         made = made + extra.denoised * _denoised(line, sample, output, bound)
     if extra.noise and noise is not None:
-        made = made + extra.noise * noise
+        made = made + extra.noise * noise.to(wide)
     return made.to(dtype)
 
 
@@ -83,13 +85,12 @@ def _denoised(line: Line, sample: Tensor, output: Tensor, bound: Tensor | None) 
 
 
 def output_class(scheduler: Any) -> tuple[type, list[str]]:
-    """The class of step()'s result and its fields: what diffusers' own step returns for two numbers."""
-    memo = scheduler._memory()
-    if "output_class" not in memo:
-        plain = plain_copy(scheduler, scheduler.base)
-        if hasattr(plain, "_step_index"):
-            plain._step_index = 0
-        made = plain.step(torch.zeros(1, 2), plain.timesteps[0], torch.zeros(1, 2), return_dict=True)
-        memo["output_class"] = type(made), list(made.keys()) or ["prev_sample"]
-    kind: tuple[type, list[str]] = memo["output_class"]
-    return kind
+    """The class of step()'s result and its fields: what diffusers annotates its step with."""
+    memory = scheduler._memory()
+    if memory.output_class is None:
+        module = inspect.getmodule(scheduler.base)
+        names = re.findall(r"\w+Output\b", scheduler.annotation)
+        kind = next((getattr(module, name) for name in names if hasattr(module, name)), SchedulerOutput)
+        memory.output_class = kind, [field.name for field in dataclasses.fields(kind)]
+    found: tuple[type, list[str]] = memory.output_class
+    return found

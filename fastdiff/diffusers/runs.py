@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,15 @@ from fastdiff.diffusers.plans import TracedPlan
 from fastdiff.plan import COLUMN
 
 HALVES = (torch.float16, torch.bfloat16)
+
+
+class Images(NamedTuple):
+    """What a step works on; given: another image that the caller passed to it."""
+
+    output: Tensor
+    sample: Tensor
+    noise: Tensor | None
+    given: Tensor | None
 
 
 @dataclass(eq=False)
@@ -34,13 +43,14 @@ class Run:
     version: int = -1
 
     def take(
-        self, output: Tensor, sample: Tensor, noise: Tensor | None, given: Tensor | None, bound_of: Any,
-        dtype: torch.dtype,
+        self, images: Images, bound_of: Any, dtype: torch.dtype, **blend: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """The next sample, in `dtype`, from `sample`, which is not written to; and the bounds of its clamp.
+        """The next sample, in `dtype`, from images.sample, which is not written to; and the bounds of its clamp.
 
-        given: another image that the caller passed to the step.
-        bound_of: (x, output, table, row) -> the bounds of dynamic thresholding, where the plan has it."""
+        bound_of: (x, output, table, row) -> the bounds of dynamic thresholding, where the plan has it. blend:
+        solver_step_'s mask, known and known_noise.
+        """
+        output, sample, noise, given = images
         row = self.next - self.plan.begin
         line = self.plan.lines[row]
         same = sample is self.returned and _version(sample) == self.version
@@ -50,7 +60,7 @@ class Run:
         anchor = self._anchor(line.anchor, line.linked, x, given) if line.weight and not folded else None
         bound = bound_of(x, output, table, numbers[row]) if line.dynamic else None
         if torch.is_grad_enabled() and (output.requires_grad or x.requires_grad or self._recorded()):
-            following = self._functional(row, x, output, table, numbers[row], anchor, noise, bound)
+            following = self._functional(row, x, output, table, numbers[row], anchor, noise, bound, blend)
             returned = following.to(dtype)
         else:
             following = torch.empty_like(x)
@@ -58,7 +68,7 @@ class Run:
             ring = self._ring_like(x) if self.plan.ring else None
             ops.solver_step_(
                 following, output, table, numbers[row], anchor=anchor, history=ring, noise=noise, bound=bound,
-                source=x, input=rounded,
+                source=x, input=rounded, **blend,
             )  # fmt: skip
             returned = following if rounded is None else rounded
         if self.plan.reach:
@@ -102,7 +112,7 @@ class Run:
 
     def _functional(
         self, number: int, x: Tensor, output: Tensor, table: Tensor, row: Tensor, anchor: Tensor | None,
-        noise: Tensor | None, bound: Tensor | None,
+        noise: Tensor | None, bound: Tensor | None, blend: dict[str, Any],
     ) -> Tensor:  # fmt: skip
         """The same with gradients: the values as a list, one for each slot."""
         slot = int(self.plan.table[number, COLUMN["slot"]])
@@ -111,8 +121,9 @@ class Run:
             self.ring = None
         self.values = self.values[:slot]
         step = ops.solver_step(
-            x, output, table, row, anchor=anchor, history=self.values[::-1][:3], noise=noise, bound=bound
-        )
+            x, output, table, row, anchor=anchor, history=self.values[::-1][:3], noise=noise, bound=bound,
+            **blend,
+        )  # fmt: skip
         self.values.append(step.value)
         return step.x
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fastdiff.diffusers.symbols import KINDS, NOISES, NotLinear, Step, Vector
 from fastdiff.diffusers.tracing import Trace
@@ -38,8 +39,11 @@ class Extra:
 
 @dataclass(frozen=True)
 class Line:
-    """One row as solved. history: weights by steps back, 0 the row's own value; anchor: how many steps back the sample
-    is that anchors it, 0 for none, -1 for an image given to the step; linked: the anchor is the sample as the step before returned it."""
+    """One row as solved.
+
+    history: weights by steps back, 0 the row's own value; anchor: how many steps back the sample is that anchors it, 0
+    for none, -1 for an image given to the step; linked: the anchor is the sample as the step before returned it.
+    """
 
     x: float
     history: dict[int, float]
@@ -213,7 +217,7 @@ def ring_size(places: Sequence[int], reads: Sequence[Sequence[int]]) -> int:
     return next(size for size in range(1, len(places) + 1) if fits(size)) if any(reads) else 0
 
 
-def table(found: Sequence[Line], scales: Sequence[float]) -> tuple[np.ndarray, int]:
+def table(found: Sequence[Line]) -> tuple[NDArray[np.float64], int]:
     """The float64 table [rows, 22] of the rows, anchors apart from x, and the ring's length."""
     places, ring = slots(found)
     out = np.zeros((len(found), len(COLUMNS)))
@@ -225,7 +229,7 @@ def table(found: Sequence[Line], scales: Sequence[float]) -> tuple[np.ndarray, i
         row = {
             "p": p, "q": q, "lo": lo, "hi": hi, "u": line.value[0], "w": line.value[1], "a": line.x,
             "b": line.weight, "c0": own, "n": line.noise, "k": 1.0, "g": 1.0, "call": 1.0,
-            "slot": places[i], COLUMNS[-1]: line.output,
+            "slot": places[i], "f": line.output,
         }  # fmt: skip
         for lag, weight in line.history.items():
             if lag:

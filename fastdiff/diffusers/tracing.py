@@ -43,7 +43,9 @@ def trace(plain: Any, times: Sequence[Any], options: Mapping[str, Any]) -> Trace
     options: step()'s other arguments, IMAGE where one is an image. A scheduler that fails part-way has the steps until
     then. Raises NotLinear where a step is more than weights, and what the scheduler raises at its first step.
     """
-    steps, kept, scales = [], [], []
+    steps: list[Step] = []
+    kept: list[Vector | None] = []
+    scales: list[float] = []
     with recording(len(times)) as symbols:
         _divert(plain, symbols)
         for number, time in enumerate(times):
@@ -111,11 +113,10 @@ def _remembered(plain: Any, symbols: Recording) -> Vector | None:
     return made[0] if made else next((c for c in listed if c.any()), None)
 
 
-def plain_copy(scheduler: Any, base: type) -> Any:
-    """A scheduler of class `base` in the same state, its tensors on the CPU."""
-    plain = object.__new__(base)
-    state = {name: _on_cpu(value) for name, value in vars(scheduler).items()}
-    plain.__dict__.update(state)
+def plain_copy(state: Mapping[str, Any], base: type) -> Any:
+    """A scheduler of class `base` in that state, its tensors on the CPU."""
+    plain: Any = object.__new__(base)
+    vars(plain).update({name: _on_cpu(value) for name, value in state.items() if name != "_run"})
     return plain
 
 

@@ -1,0 +1,74 @@
+"""coverage(): which schedulers of the installed diffusers run fused, and why the others do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import diffusers
+
+from fastdiff.diffusers.classes import CLASSES
+
+TOKENS = "steps over tokens, not over images"
+ELSEWHERE = {
+    "AmusedScheduler": TOKENS,
+    "BlockRefinementScheduler": TOKENS,
+    "DiscreteDDIMScheduler": TOKENS,
+    "EntropyBoundScheduler": TOKENS,
+    "VQDiffusionScheduler": TOKENS,
+    "RFD4ProteinaScheduler": "steps over protein structures, not over images",
+    "ScoreSdeVeScheduler": "step_pred and step_correct in place of step; the corrector divides by norms of images",
+    "KarrasVeScheduler": "deprecated in diffusers",
+    "ScoreSdeVpScheduler": "deprecated in diffusers",
+}
+PARTLY = {
+    "DDPMParallelScheduler": "but for learned variance, a noise level of each pixel's own",
+    "DDPMScheduler": "but for learned variance, a noise level of each pixel's own",
+    "FlowMatchEulerDiscreteScheduler": "but for per-token timesteps",
+    "LMSDiscreteScheduler": "up to order 4",
+    "UnCLIPScheduler": "but for learned variance, a noise level of each pixel's own",
+}
+ARGUMENTS: dict[str, dict[str, int]] = {"SCMScheduler": {"num_inference_steps": 2}}
+
+
+@dataclass(frozen=True)
+class Covered:
+    """One scheduler class. fused: whether its default configuration runs fused; note: what does not, and why."""
+
+    name: str
+    fused: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """All of them, by name. str() is a table."""
+
+    schedulers: tuple[Covered, ...]
+
+    def __str__(self) -> str:
+        width = max((len(covered.name) for covered in self.schedulers), default=0)
+        rows = [f"{c.name:<{width}}  {'fused' if c.fused else '-    '}  {c.note}" for c in self.schedulers]
+        fused = sum(covered.fused for covered in self.schedulers)
+        head = f"diffusers {diffusers.__version__}: {fused} of {len(rows)} fused, the others run diffusers' own step"
+        return "\n".join([head, *(row.rstrip() for row in rows)])
+
+
+def coverage() -> Coverage:
+    """Which schedulers of the installed diffusers run fused in their default configuration, and why the others do not.
+
+    For a scheduler at hand, `scheduler.fallback` says the same of its own configuration.
+    """
+    names = sorted(name for name in dir(diffusers) if name.endswith("Scheduler") and name[0].isupper())
+    return Coverage(tuple(_covered(name) for name in names))
+
+
+def _covered(name: str) -> Covered:
+    if name not in CLASSES:
+        return Covered(name, False, ELSEWHERE.get(name, "not known to this version of fastdiff"))
+    try:
+        scheduler = CLASSES[name]()
+        scheduler.set_timesteps(**ARGUMENTS.get(name, {"num_inference_steps": 4}))
+    except Exception as error:
+        return Covered(name, False, f"its defaults do not run: {type(error).__name__}: {error}")
+    reason = scheduler.fallback
+    return Covered(name, reason is None, PARTLY.get(name, "") if reason is None else reason)
