@@ -97,6 +97,40 @@ def test_a_model_that_returns_its_input(k: ModuleType, name: str) -> None:
             assert distance(told["denoised"], expected["denoised"]) < TOLERANCE
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_model_may_keep_what_it_is_given(name: str, dtype: torch.dtype) -> None:
+    """As caches do that compare a step's input with the one before."""
+    case, inner = Case(name, 5, steps=6), Case(name, 5, steps=6).model
+    case.options |= {"s_churn": 0.0} if name in CHURNED else {}
+    kept, copies = list[Tensor](), list[Tensor]()
+
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        kept.extend([x, x[:, 1:]])  # itself, and a part of it
+        copies.extend([x.clone(), x[:, 1:].clone()])
+        return inner(x, sigma)
+
+    plain = case.run(kdiffusion, x=case.x.to(dtype))[0]
+    model.sigmas = []  # type: ignore[attr-defined]
+    case.model = model  # type: ignore[assignment]
+    assert torch.equal(case.run(kdiffusion, x=case.x.to(dtype))[0], plain)
+    assert kept and all(torch.equal(a, b) for a, b in zip(kept, copies))
+
+
+def test_memory_is_reused_where_nobody_keeps_it() -> None:
+    places = list[int]()
+
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        places.append(x.data_ptr())
+        return x * 0.5
+
+    x, sigmas = torch.randn(2, 4, 8, 8), kdiffusion.get_sigmas_karras(8, 0.1, 9.0)
+    kdiffusion.sample_dpmpp_2m(model, x, sigmas, disable=True)
+    with torch.inference_mode():
+        kdiffusion.sample_dpmpp_2m(model, x, sigmas, disable=True, callback=lambda told: None)
+    assert len(set(places[:8])) == 1 and len(set(places[8:])) == 1
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_layouts(k: ModuleType, name: str) -> None:
     case = Case(name, 6, steps=7)

@@ -80,18 +80,15 @@ class Run:
 
     def denoised(self, state: State, sigma: Tensor) -> Tensor:
         """The model's answer, checked."""
-        x = state.input
-        output = self.model(x, sigma, **self.given)
+        output = self.model(state.lend(), sigma, **self.given)
         if not isinstance(output, Tensor):
             raise TypeError(f"the model returned {type(output).__name__}, not a tensor: wrap it")
-        if output.shape != x.shape:
-            raise ValueError(f"the model returned shape {list(output.shape)} for an input of {list(x.shape)}")
-        # The step writes to x while it reads the output, and a callback may keep what it is given.
-        return (
-            output.clone()
-            if output.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-            else output
-        )
+        if output.shape != self.x.shape:
+            raise ValueError(
+                f"the model returned shape {list(output.shape)} for an input of {list(self.x.shape)}"
+            )
+        state.reclaim()
+        return output
 
     def _tell(self, i: int, state: State, denoised: Tensor, sigma: Tensor) -> None:
         """Calls the callback; where it writes to the x it is given, the run goes on from what it wrote."""
@@ -106,7 +103,7 @@ class Run:
 def per_image(sigmas: Tensor, x: Tensor) -> tuple[Tensor, ...]:
     """Each of sigmas: [N] for each image, as the model takes it: N of [B] in x's dtype and on its device."""
     placed = sigmas.to(device=x.device, dtype=x.dtype)
-    return placed.unsqueeze(1).repeat(1, x.shape[0]).unbind(0)
+    return placed.unsqueeze(1).expand(-1, x.shape[0]).contiguous().unbind(0)
 
 
 def version(x: Tensor) -> int:

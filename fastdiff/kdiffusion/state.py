@@ -39,7 +39,15 @@ class State(ABC):
     @property
     @abstractmethod
     def input(self) -> Tensor:
-        """What the model is called with, of `dtype`. In place it is overwritten by the next step."""
+        """x in `dtype`, as the model sees it."""
+
+    @abstractmethod
+    def lend(self) -> Tensor:
+        """The input, for one call of the model; reclaim follows when that is over."""
+
+    @abstractmethod
+    def reclaim(self) -> None:
+        """Leaves what was lent to whoever has kept it, the model's own output included."""
 
     @abstractmethod
     def take(self, row: int, output: Tensor | None, noise: Tensor | float | None) -> None:
@@ -74,7 +82,7 @@ class State(ABC):
 
 
 class InPlace(State):
-    """Nothing is allocated from step to step."""
+    """Nothing is allocated from step to step, unless a model keeps what it was called with."""
 
     def __init__(self, plan: Plan, x: Tensor) -> None:
         super().__init__(plan, x)
@@ -84,10 +92,29 @@ class InPlace(State):
         self.ring = _ring(self.x, self.plan.slots) if self.plan.slots else None
         self.buffer = None if computed is x.dtype else _dense_like(self.x, x.dtype).copy_(x)
         self.step: ops.Stepper | None = None
+        self.storage = self.input.untyped_storage()
+        self.holders = 0
 
     @property
     def input(self) -> Tensor:
         return self.x if self.buffer is None else self.buffer
+
+    def lend(self) -> Tensor:
+        # Another tensor on the same memory, so that whoever keeps it is one more holder of that.
+        self.holders = holders(self.storage)
+        return self.input.detach()
+
+    def reclaim(self) -> None:
+        if 0 < holders(self.storage) <= self.holders:
+            return
+        if self.buffer is None:
+            self.x = _dense_like(self.x, self.x.dtype).copy_(self.x)
+        else:
+            self.buffer = _dense_like(self.buffer, self.buffer.dtype).copy_(self.buffer)
+        self._moved()
+
+    def _moved(self) -> None:
+        self.storage, self.step = self.input.untyped_storage(), None
 
     def take(self, row: int, output: Tensor | None, noise: Tensor | float | None) -> None:
         if self.step is None:
@@ -103,7 +130,7 @@ class InPlace(State):
             self.anchor = None if self.anchor is None else self.anchor.to(computed)
             self.ring = None if self.ring is None else self.ring.to(computed)
         self.buffer = None if computed is dtype else _dense_like(self.x, dtype).copy_(before)
-        self.step = None
+        self._moved()
 
     def shown(self) -> Tensor:
         with torch.inference_mode(False):  # so that it is known whether a callback wrote to it
@@ -129,6 +156,12 @@ class Recorded(State):
     def input(self) -> Tensor:
         return self.current
 
+    def lend(self) -> Tensor:
+        return self.current
+
+    def reclaim(self) -> None:
+        pass
+
     def take(self, row: int, output: Tensor | None, noise: Tensor | float | None) -> None:
         weights = self.plan.rows[row]
         self.history = self.history[weights.forget :]
@@ -152,6 +185,12 @@ class Recorded(State):
 
     def put(self, x: Tensor) -> None:
         self.x = self.anchor = x.to(self.x.dtype)
+
+
+def holders(storage: torch.UntypedStorage) -> int:
+    """How many hold this memory; 0 where torch does not tell."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    return 0 if count is None else int(count(storage._cdata))
 
 
 def fitted(noise: Tensor | float, x: Tensor) -> Tensor:
