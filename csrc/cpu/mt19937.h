@@ -86,7 +86,7 @@ class Words624 {
     }
 
     const Kernels& kernels_ = kernels();
-    uint32_t words_[624];
+    alignas(64) uint32_t words_[624];
     int used_;
 };
 

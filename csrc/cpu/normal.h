@@ -14,7 +14,7 @@ constexpr int kWords = 624, kMiddle = 397;  // mt19937's N and M
 template <class V>
 FASTDIFF_INLINE V twisted(V here, V next, V middle) {
     const V mixed = (here & 0x80000000u) | (next & 0x7fffffffu);
-    return middle ^ (mixed >> 1) ^ ((V{} - (next & 1)) & 0x9908b0dfu);
+    return middle ^ (mixed >> 1) ^ ((V{} - (mixed & 1)) & 0x9908b0dfu);
 }
 
 // Words [begin, end), whose middle word is `offset` away. All that a vector reads is as the serial code would
@@ -22,9 +22,9 @@ FASTDIFF_INLINE V twisted(V here, V next, V middle) {
 FASTDIFF_INLINE void twist(uint32_t* words, int begin, int end, int offset) {
     int i = begin;
     for (; i + kLanes <= end; i += kLanes) {
-        const Words next = twisted(
+        const Words fresh = twisted(
             load_as<Words>(words + i), load_as<Words>(words + i + 1), load_as<Words>(words + i + offset));
-        std::memcpy(words + i, &next, sizeof(next));
+        std::memcpy(words + i, &fresh, sizeof(fresh));
     }
     for (; i < end; ++i) words[i] = twisted(words[i], words[i + 1], words[i + offset]);
 }
@@ -36,32 +36,43 @@ void mt19937_advance(uint32_t* words) {
     words[kWords - 1] = twisted(words[kWords - 1], words[0], words[kMiddle - 1]);
 }
 
-FASTDIFF_INLINE Floats uniform(Words w) {  // [0, 1), from the lower 24 bits of the tempered word
-    w ^= w >> 11;
-    w ^= (w << 7) & 0x9d2c5680u;
-    w ^= (w << 15) & 0xefc60000u;
-    w ^= w >> 18;
-    return __builtin_convertvector(reinterpret_cast<Ints>(w & 0xffffffu), Floats) * 0x1p-24f;
+// a ^ (b & mask)
+FASTDIFF_INLINE Words flipped(Words a, Words b, uint32_t mask) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Words>(_mm512_ternarylogic_epi32(
+        reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b), _mm512_set1_epi32(static_cast<int>(mask)),
+        0x78));
+#else
+    return a ^ (b & mask);
+#endif
 }
 
-FASTDIFF_INLINE Floats cephes_log(Floats x) {  // x in (0, 1], normal
-    const Ints b = bits(x);
-    x = floats((b & 0x007fffff) | 0x3f000000);
-    const Ints low = x < splat(0.707106781186547524f);
-    Floats e = __builtin_convertvector((b >> 23) - 126 + low, Floats);
-    x = (x - 1.0f) + floats(bits(x) & low);
+// 2^24 times a uniform value of [0, 1): the lower 24 bits of the tempered word.
+FASTDIFF_INLINE Floats uniform(Words w) {
+    w ^= w >> 11;
+    w = flipped(w, w << 7, 0x9d2c5680u);
+    w = flipped(w, w << 15, 0xefc60000u);
+    w ^= w >> 18;
+    return __builtin_convertvector(reinterpret_cast<Ints>(w & 0xffffffu), Floats);
+}
+
+// -2*log(x), x in (0, 1] and normal. The polynomial is Cephes' times -2, which rounds alike.
+FASTDIFF_INLINE Floats cephes_minus_two_log(Floats x) {
+    constexpr int32_t kRootHalf = 0x3f3504f3;  // sqrt(0.5)
+    const Ints above = bits(x) - kRootHalf;    // the exponent counts from there
+    const Floats e = __builtin_convertvector(above >> 23, Floats);
+    x = floats((above & 0x007fffff) + kRootHalf) - 1.0f;
     const Floats z = x * x;
-    Floats y = fused(splat(7.0376836292e-2f), x, splat(-1.1514610310e-1f));
-    y = fused(y, x, splat(1.1676998740e-1f));
-    y = fused(y, x, splat(-1.2420140846e-1f));
-    y = fused(y, x, splat(1.4249322787e-1f));
-    y = fused(y, x, splat(-1.6668057665e-1f));
-    y = fused(y, x, splat(2.0000714765e-1f));
-    y = fused(y, x, splat(-2.4999993993e-1f));
-    y = fused(y, x, splat(3.3333331174e-1f));
-    y = fused(y * x, z, e * -2.12194440e-4f);
-    y = fused(z, splat(-0.5f), y);
-    return fused(e, splat(0.693359375f), x + y);
+    Floats y = fused(splat(-2 * 7.0376836292e-2f), x, splat(-2 * -1.1514610310e-1f));
+    y = fused(y, x, splat(-2 * 1.1676998740e-1f));
+    y = fused(y, x, splat(-2 * -1.2420140846e-1f));
+    y = fused(y, x, splat(-2 * 1.4249322787e-1f));
+    y = fused(y, x, splat(-2 * -1.6668057665e-1f));
+    y = fused(y, x, splat(-2 * 2.0000714765e-1f));
+    y = fused(y, x, splat(-2 * -2.4999993993e-1f));
+    y = fused(y, x, splat(-2 * 3.3333331174e-1f));
+    y = fused(y * x, z, e * (-2 * -2.12194440e-4f));
+    return fused(e, splat(-2 * 0.693359375f), fused(splat(-2.0f), x, z + y));
 }
 
 struct Angle {
@@ -71,7 +82,6 @@ struct Angle {
 FASTDIFF_INLINE Angle cephes_sincos(Floats x) {  // x in [0, 2*pi)
     const Ints octant = (__builtin_convertvector(x * 1.27323954473516f, Ints) + 1) & ~1;
     const Floats y = __builtin_convertvector(octant, Floats);
-    const Ints sine_sign = (octant & 4) << 29, cosine_sign = (~(octant - 2) & 4) << 29;
     x = fused(y, splat(-0.78515625f), x);
     x = fused(y, splat(-2.4187564849853515625e-4f), x);
     x = fused(y, splat(-3.77489497744594108e-8f), x);
@@ -83,8 +93,11 @@ FASTDIFF_INLINE Angle cephes_sincos(Floats x) {  // x in [0, 2*pi)
     s = fused(s, z, splat(-1.6666654611e-1f));
     s = fused(s * z, x, x);
     const Ints straight = (octant & 2) == 0;
-    return {
-        floats(bits(select(straight, s, c)) ^ sine_sign), floats(bits(select(straight, c, s)) ^ cosine_sign)};
+    const auto signed_by = [](Floats v, Ints turns) FASTDIFF_INLINE_LAMBDA {
+        return reinterpret_cast<Floats>(
+            flipped(reinterpret_cast<Words>(v), reinterpret_cast<Words>(turns << 29), 0x80000000u));
+    };
+    return {signed_by(select(straight, s, c), octant), signed_by(select(straight, c, s), octant + 2)};
 }
 
 // Where the compiler moves vectors by halves: a block is 8 words of radius, then 8 of angle.
@@ -112,12 +125,12 @@ FASTDIFF_INLINE void scatter(float* p, Floats v) {
 }
 
 FASTDIFF_INLINE void normal_pair(const uint32_t* words, float* out) {
-    const Floats u = 1.0f - uniform(gather(words)), v = uniform(gather(words + 8));
-    const Floats radius = square_root(-2.0f * cephes_log(u));
-    const Angle angle = cephes_sincos(v * 6.28318530717958647692f);
+    const Floats u = fused(uniform(gather(words)), splat(-0x1p-24f), splat(1.0f));  // exact
+    const Angle angle = cephes_sincos(uniform(gather(words + 8)) * (0x1p-24f * 6.28318530717958647692f));
+    const Floats radius = square_root(cephes_minus_two_log(u));
     // + 0: as torch's n*std + mean, -0 becomes 0
-    scatter(out, radius * angle.cosine + 0.0f);
-    scatter(out + 8, radius * angle.sine + 0.0f);
+    scatter(out, fused(radius, angle.cosine, Floats{}));
+    scatter(out + 8, fused(radius, angle.sine, Floats{}));
 }
 
 void normal_blocks(const uint32_t* words, int64_t blocks, float* out) {

@@ -40,7 +40,7 @@ def randn(
             raise ValueError("give generator or seeds, not both")
         like = torch.empty(tuple(shape), dtype=dtype, device=device or getattr(seeds, "device", None))
         return counted(like, seeds, stream)
-    place = torch.empty(0, device=device or getattr(generator, "device", None)).device
+    place = device or getattr(generator, "device", None)
     return drawn(torch.empty(tuple(shape), dtype=dtype, device=place), generator)
 
 
