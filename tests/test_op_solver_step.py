@@ -78,6 +78,26 @@ def test_the_output_counts_past_the_clamp(everywhere, generator):
     assert torch.equal(ops.solver_step(x, lost, idle, INDEX).x, x)
 
 
+@pytest.mark.parametrize("bounded", [False, True])
+def test_branches_that_cancel_keep_the_accuracy_of_their_sum(everywhere, bounded, generator):
+    """Guidance sums a model's outputs in half precision, whose products float32 holds: only the sum may be rounded."""
+    (x, output), _ = arguments((2, 8192), generator, torch.bfloat16)
+    uncond = (output.float() + 0.01 * torch.randn(output.shape, generator=generator)).bfloat16()
+    more = {"bound": torch.tensor([0.01, 0.02])} if bounded else {}
+    row = {
+        "p": 0.0,
+        "q": -1.3,
+        "g": 7.5,
+        "g_uncond": -7.5,
+        "w": 1.0,
+        "c0": 1.0,
+        "a": 0.0,
+        "lo": -0.01,
+        "hi": 0.01,
+    }
+    check(make_table(**row), (x, output), more | {"uncond": uncond, "gain": torch.tensor([0.7, 1.1])})
+
+
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE)
 def test_noise_in_the_models_dtype(everywhere, dtype, generator):
     for shape in ((2, 4, 9, 7), (3, 5), (2, 4, 16, 16)):

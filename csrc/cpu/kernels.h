@@ -27,20 +27,21 @@ struct QSample {
     bool streams;  // results go past the caches, which could not hold them
 };
 
-// Weights in float64, until a sample's gain and bound are multiplied in.
-struct OutputWeights {
-    double p, g, g_uncond, f, f_uncond;
+// Weights in float64, until a sample's gain (in q and f) and 1/bound (in w) are multiplied in.
+struct SampleWeights {
+    double q, f, w;
 };
 
 // One row of a plan over dense memory, read and written element by element:
-//   value  = clamp(p*x + g*output + g_uncond*uncond, lo, hi) + u*x     (w and 1/bound are in all of them)
-//   x_next = f*output + f_uncond*uncond + c0*value + a*x + ...
+//   G      = g*output + g_uncond*uncond
+//   value  = clamp(w*(p*x + q*G), lo, hi) + u*x     (lo and hi have been multiplied by w, too)
+//   x_next = f*G + c0*value + a*x + ...
 // and input as in fastdiff/ops/solver_step.py. A pointer is null where the row does not read or write that
 // tensor; x_next may be x, and value may be one of the h (each element is read before it is written).
 struct SolverStep {
-    OutputWeights exact;
-    float p, g, g_uncond, f, f_uncond;  // the same for one sample; set by the kernel
-    float lo, hi, u, a, b, c0, c1, c2, c3, n, k, alpha, sigma;
+    SampleWeights exact;
+    float q, f, w;  // the same for one sample; set by the kernel
+    float p, g, g_uncond, lo, hi, u, a, b, c0, c1, c2, c3, n, k, alpha, sigma;
     const float* x;
     const void* output;
     const void* uncond;

@@ -19,15 +19,21 @@ FASTDIFF_INLINE void clamp(Tile<unroll>& data, float lo, float hi) {  // NaN sta
     }
 }
 
-// One branch of the model's output, where the row reads it: into the data before the clamp, and past it.
+template <int unroll>
+FASTDIFF_INLINE void scale(Tile<unroll>& tile, float weight) {
+    for (int j = 0; j < unroll; ++j) tile.v[j] *= weight;
+}
+
+// g*output + g_uncond*uncond, without what is not read.
 template <class P, class Output>
-FASTDIFF_INLINE void add_output(
-    Tile<P::unroll>& data, float g, Tile<P::unroll>& next, float f, const void* output, int64_t i,
-    int64_t count) {
-    if (!output) return;
-    const auto branch = load_tile<P>(static_cast<const Output*>(output) + i, count);
-    if (g != 0) add(data, g, branch);
-    if (f != 0) add(next, f, branch);
+FASTDIFF_INLINE Tile<P::unroll> guided(const SolverStep& s, int64_t i, int64_t count) {
+    Tile<P::unroll> total = {};
+    if (s.output) {
+        total = load_tile<P>(static_cast<const Output*>(s.output) + i, count);
+        if (s.g != 1) scale(total, s.g);
+    }
+    if (s.uncond) add(total, s.g_uncond, load_tile<P>(static_cast<const Output*>(s.uncond) + i, count));
+    return total;
 }
 
 template <class P>
@@ -70,9 +76,15 @@ FASTDIFF_INLINE void step_tile(const SolverStep& s, int64_t i, int64_t count) {
     if (s.noise) add(next, s.n, load_noise<P>(s, i, count));
     if (s.call) {
         if (s.p != 0) add(value, s.p, x);
-        add_output<P, Output>(value, s.g, next, s.f, s.output, i, count);
-        add_output<P, Output>(value, s.g_uncond, next, s.f_uncond, s.uncond, i, count);
-        if (s.clamps) clamp(value, s.lo, s.hi);
+        if (s.output || s.uncond) {
+            const auto output = guided<P, Output>(s, i, count);
+            if (s.q != 0) add(value, s.q, output);
+            if (s.f != 0) add(next, s.f, output);
+        }
+        if (s.clamps) {
+            if (s.w != 1) scale(value, s.w);
+            clamp(value, s.lo, s.hi);
+        }
         if (s.u != 0) add(value, s.u, x);
         if (s.c0 != 0) add(next, s.c0, value);
         if (s.value) store_tile<P>(s.value + i, value, count);
@@ -122,12 +134,10 @@ FASTDIFF_INLINE float product(double weight, double factor) { return weight != 0
 
 // The row with one sample's gain and bound multiplied in.
 SolverStep for_sample(SolverStep s, int64_t sample) {
-    const OutputWeights& e = s.exact;
     const double gain = s.gain ? s.gain[sample] : 1.0;
-    const double scale = s.bound ? 1.0 / s.bound[sample] : 1.0;
-    s.p = product(e.p, scale);
-    s.g = product(e.g, scale * gain), s.g_uncond = product(e.g_uncond, scale * gain);
-    s.f = product(e.f, gain), s.f_uncond = product(e.f_uncond, gain);
+    s.q = product(s.exact.q, gain);
+    s.f = product(s.exact.f, gain);
+    s.w = s.bound ? s.exact.w / s.bound[sample] : s.exact.w;
     return s;
 }
 
