@@ -93,11 +93,14 @@ class Run:
     def _tell(self, i: int, state: State, denoised: Tensor, sigma: Tensor) -> None:
         """Calls the callback; where it writes to the x it is given, the run goes on from what it wrote."""
         assert self.callback is not None
-        x = state.shown()
+        x = state.lend()
         before = version(x)
         self.callback({"x": x, "i": i, **self.about(i, sigma), "denoised": denoised})
-        if version(x) != before:
-            state.put(x)
+        changed = version(x) != before
+        del x
+        state.reclaim()
+        if changed:
+            state.written()
 
 
 def per_image(sigmas: Tensor, x: Tensor) -> tuple[Tensor, ...]:

@@ -43,7 +43,7 @@ class State(ABC):
 
     @abstractmethod
     def lend(self) -> Tensor:
-        """The input, for one call of the model; reclaim follows when that is over."""
+        """The input, for one call of the model or of a callback; reclaim follows when that is over."""
 
     @abstractmethod
     def reclaim(self) -> None:
@@ -58,12 +58,8 @@ class State(ABC):
         """Goes on in another dtype."""
 
     @abstractmethod
-    def shown(self) -> Tensor:
-        """The input as a tensor that stays as it is."""
-
-    @abstractmethod
-    def put(self, x: Tensor) -> None:
-        """Takes x, at the beginning of a step, for the state."""
+    def written(self) -> None:
+        """Goes on from what was written to the input, at the beginning of a step."""
 
     def result(self) -> Tensor:
         """Where the run has arrived."""
@@ -132,15 +128,11 @@ class InPlace(State):
         self.buffer = None if computed is dtype else _dense_like(self.x, dtype).copy_(before)
         self._moved()
 
-    def shown(self) -> Tensor:
-        with torch.inference_mode(False):  # so that it is known whether a callback wrote to it
-            kept = torch.empty_like(self.input)
-        return kept.copy_(self.input)
-
-    def put(self, x: Tensor) -> None:
-        for held in (self.x, self.anchor, self.buffer):
-            if held is not None:
-                held.copy_(x)
+    def written(self) -> None:
+        if self.buffer is not None:
+            self.x.copy_(self.buffer)
+        if self.anchor is not None:
+            self.anchor.copy_(self.x)
 
 
 class Recorded(State):
@@ -180,11 +172,8 @@ class Recorded(State):
         self.x, self.anchor = self.x.to(computed), self.anchor.to(computed)
         self.history = [value.to(computed) for value in self.history]
 
-    def shown(self) -> Tensor:
-        return self.current
-
-    def put(self, x: Tensor) -> None:
-        self.x = self.anchor = x.to(self.x.dtype)
+    def written(self) -> None:
+        self.x = self.anchor = self.current.to(self.x.dtype)
 
 
 def holders(storage: torch.UntypedStorage) -> int:
@@ -212,7 +201,8 @@ def _dense_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     """[*x.shape], laid out like x if that is dense, with the batch outermost."""
     dense = x if ops.is_dense(x) else x.new_empty(x.shape)
     strides = (x[:1].numel(), *dense.stride()[1:])  # one image's own stride may be anything
-    return torch.empty_strided(x.shape, strides, dtype=dtype, device=x.device)
+    with torch.inference_mode(False):  # a tensor of inference mode does not tell whether it was written to
+        return torch.empty_strided(x.shape, strides, dtype=dtype, device=x.device)
 
 
 def _ring(x: Tensor, slots: int) -> Tensor:
