@@ -39,9 +39,14 @@ def _made(base: Any) -> Any:
         "__module__": base.__module__,  # what diffusers writes into model_index.json: it loads without fastdiff
     }
     fused = SPECIAL.get(base.__name__, Fused)
-    for name in ("step", "set_timesteps", "scale_model_input"):
+    methods = {
+        "step": fused.step,
+        "set_timesteps": fused.set_timesteps,
+        "scale_model_input": fused._scaled_input,
+    }
+    for name, method in methods.items():
         if hasattr(base, name):
-            body[name] = functools.wraps(getattr(base, name))(_forwarding(getattr(fused, name)))
+            body[name] = functools.wraps(getattr(base, name))(_forwarding(method))
     return type(base.__name__, (fused, base), body)
 
 

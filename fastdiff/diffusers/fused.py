@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fastdiff import ops
-from fastdiff.diffusers import draws
+from fastdiff.diffusers import compiled, draws
 from fastdiff.diffusers.per_thread import PerThread
 from fastdiff.diffusers.plans import Found, Memory, TracedPlan, Unfused, find
 from fastdiff.diffusers.positions import first_index, place_of, value_of
@@ -20,7 +21,16 @@ from fastdiff.diffusers.tracing import IMAGE, plain_copy
 
 Blend = Callable[[Tensor | None], dict[str, Tensor | None]]
 
-TRANSIENT = {"_step_index", "_begin_index", "_run", "_memo", "_of_thread", "counter", "is_scale_input_called"}
+TRANSIENT = {
+    "_step_index",
+    "_begin_index",
+    "_run",
+    "_memo",
+    "_of_thread",
+    "_graph",
+    "counter",
+    "is_scale_input_called",
+}
 """Attributes that say where a loop stands, not what its steps do."""
 _setting = threading.RLock()
 
@@ -68,6 +78,8 @@ class Fused:
             super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
             self._run, self._memo = None, self._snapshot()
         self._plan(0, self.usual)
+        if "_graph" not in vars(self):
+            self._graph = compiled.place(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -80,6 +92,7 @@ class Fused:
         own = state.pop("_of_thread", None)
         state |= {} if own is None else vars(own)
         state.pop("_memo", None)
+        state.pop("_graph", None)
         return state
 
     def __reduce__(self) -> Any:
@@ -90,6 +103,8 @@ class Fused:
         """diffusers' step, fused."""
         if args:
             kwargs = dict(zip(list(self.parameters)[4:], args)) | kwargs
+        if torch.compiler.is_compiling():
+            return compiled.step(self, model_output, timestep, sample, kwargs)
         made = self._fused(model_output, timestep, sample, kwargs)
         if made is None:
             return self.base.step(self, model_output, timestep, sample, **kwargs)
@@ -126,12 +141,15 @@ class Fused:
             )
         return result(self, line, prev_sample, images, bound, return_dict)
 
-    def scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _scaled_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """diffusers' scale_model_input, without reading the timestep back from its device."""
         timestep = args[0] if args else kwargs.get("timestep")
+        if torch.compiler.is_compiling():
+            return sample if timestep is None else compiled.scale_model_input(self, sample, timestep)
         run = None if timestep is None else self._entered(timestep, {})
         if run is None:
-            return super().scale_model_input(sample, *args, **kwargs)  # type: ignore[misc]
+            scaled: Tensor = self.base.scale_model_input(self, sample, *args, **kwargs)
+            return scaled
         if self.counter == "_step_index":
             self._step_index = run.next
         if "is_scale_input_called" in vars(self):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fastdiff.diffusers import compiled
 from fastdiff.diffusers.fused import Fused
 from fastdiff.diffusers.plans import Found, Unfused
 from fastdiff.diffusers.positions import value_of
@@ -31,15 +32,19 @@ class TwoStepMemory(Fused):
     usual: ClassVar = {"old_pred_original_sample": None, "timestep_back": None}
 
     def step(  # type: ignore[override]
-        self, model_output: Tensor, old: Tensor | None, timestep: Any, back: Any, sample: Tensor, *args: Any,
-        **kwargs: Any,
+        self, model_output: Tensor, old_pred_original_sample: Tensor | None, timestep: Any, timestep_back: Any,
+        sample: Tensor, *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """diffusers' step, fused."""
         kwargs = dict(zip(list(self.parameters)[6:], args)) | kwargs
-        memory = {"old_pred_original_sample": old, "timestep_back": back}
+        memory = {"old_pred_original_sample": old_pred_original_sample, "timestep_back": timestep_back}
+        if torch.compiler.is_compiling():
+            return compiled.step(self, model_output, timestep, sample, memory | kwargs)
         made = self._fused(model_output, timestep, sample, memory | kwargs)
         if made is None:
-            return self.base.step(self, model_output, old, timestep, back, sample, **kwargs)
+            return self.base.step(
+                self, model_output=model_output, timestep=timestep, sample=sample, **memory, **kwargs
+            )
         return made
 
     def _by_time(
@@ -65,6 +70,10 @@ class Repainted(Fused):
         generator: Any = None, return_dict: bool = True,
     ) -> Any:  # fmt: skip
         """diffusers' step, fused."""
+        further = {"generator": generator, "return_dict": return_dict}
+        if torch.compiler.is_compiling():
+            images = {"original_image": original_image, "mask": mask}
+            return compiled.step(self, model_output, timestep, sample, images | further)
         wide = torch.float64 if sample.dtype == torch.float64 else torch.float32
 
         def blend(noise: Tensor | None) -> dict[str, Tensor | None]:
@@ -75,7 +84,6 @@ class Repainted(Fused):
                 "known_noise": known_noise,
             }
 
-        further = {"generator": generator, "return_dict": return_dict}
         arguments = {"original_image": original_image, "mask": 0.0} | further
         made = self._fused(model_output, timestep, sample, arguments, blend)
         if made is None:
