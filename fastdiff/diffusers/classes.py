@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from typing import Any
 
 import diffusers
@@ -46,12 +47,15 @@ def _made(base: Any) -> Any:
     }
     for name, method in methods.items():
         if hasattr(base, name):
-            body[name] = functools.wraps(getattr(base, name))(_forwarding(method))
+            body[name] = functools.wraps(getattr(base, name))(_copied(method))
     return type(base.__name__, (fused, base), body)
 
 
-def _forwarding(method: Any) -> Any:
-    return lambda self, *args, **kwargs: method(self, *args, **kwargs)
+def _copied(method: Any) -> Any:
+    """A function of its own for each class, to carry that class's signature."""
+    return types.FunctionType(
+        method.__code__, method.__globals__, method.__name__, method.__defaults__, method.__closure__
+    )
 
 
 def _counter(base: type) -> str | None:

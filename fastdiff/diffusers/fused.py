@@ -72,9 +72,7 @@ class Fused:
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """diffusers' set_timesteps, and the plan of the loop that follows."""
-        with (
-            _setting
-        ):  # threads that share a scheduler: the attributes that a thread does not own stay together
+        with _setting:  # what threads that share a scheduler do not each own stays together
             super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
             self._run, self._memo = None, self._snapshot()
         self._plan(0, self.usual)
@@ -128,7 +126,7 @@ class Fused:
         run = self._entered(timestep, options)
         if run is None:
             return None
-        line = run.plan.lines[run.next - run.plan.begin]
+        line = run.plan.lines[run.row]
         kind = draws.dtypes(self, run.plan, sample.dtype, model_output.dtype)
         noise = draws.noise(self, line, sample, generator, kind.draw) if line.draws else None
         images = Images(model_output, sample, noise, given)
@@ -154,7 +152,7 @@ class Fused:
             self._step_index = run.next
         if "is_scale_input_called" in vars(self):
             self.is_scale_input_called = True
-        scale = run.plan.scales[run.next - run.plan.begin]
+        scale = run.plan.scales[run.row]
         return sample if scale == 1.0 else sample * scale
 
     def _options(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor | None, Any, bool]:
@@ -182,8 +180,20 @@ class Fused:
         """The run, standing at the step that `timestep` means; None if diffusers' own step must take it."""
         place = place_of(timestep, self.timesteps)
         run = self._run
-        if self.counter is None:
-            return self._by_time(run, timestep, place, options)
+        if run is not None and place is not None and place == run.place and run.memory is self._memo:
+            counted = self.counter != "_step_index" or self._step_index == run.next
+            if counted and run.options == options and run.row < len(run.plan.lines):
+                return run  # the next step of the same loop
+        run = (self._by_time if self.counter is None else self._by_count)(run, timestep, place, options)
+        if run is None or run.row >= len(run.plan.lines):
+            return None
+        run.place, run.options, run.memory = place, dict(options), self._memo
+        return run
+
+    def _by_count(
+        self, run: Run | None, timestep: Any, place: int | None, options: Mapping[str, Any]
+    ) -> Run | None:
+        """The run of a scheduler that counts its steps."""
         begin = self._begin(run, timestep, place)
         at = begin if begin is not None or run is None else run.plan.begin
         found = self._plan(at or 0, options)
@@ -192,9 +202,6 @@ class Fused:
         if run is None or begin is not None:
             run = self._run = Run(found, at or 0)
         run.plan = found
-        if run.next - found.begin >= len(found.lines):
-            return None
-        run.place = place
         return run
 
     def _begin(self, run: Run | None, timestep: Any, place: int | None) -> int | None:
@@ -203,7 +210,7 @@ class Fused:
         index = getattr(self, self.counter or "", None)
         if run is not None and run.next < len(times):
             counted = self.counter != "_step_index" or index == run.next
-            along = place is None or run.place is None or place in (run.place, run.place + 1)
+            along = place is None or run.place is None or place == run.place
             if counted and along:
                 return None
             if along and index is not None:
@@ -233,12 +240,11 @@ class Fused:
             times = self._times()
             row = times.index(value) if value in times else None
         found = self._plan(0, options) if row is not None else self._plan_of(timestep, value, options)
-        row = row or 0
-        if isinstance(found, Unfused) or not found.memoryless or row >= len(found.lines):
+        if isinstance(found, Unfused) or not found.memoryless:
             return None
         if run is None or run.plan is not found:
             run = self._run = Run(found, 0)
-        run.next = row
+        run.next = row or 0
         return run
 
     def _times(self) -> list[float]:

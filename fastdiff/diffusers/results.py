@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,21 +15,18 @@ from torch import Tensor
 from fastdiff.diffusers.runs import Images
 from fastdiff.diffusers.solving import Extra, Line
 
-Maker = Callable[[], Tensor | None]
-
 
 class LazyTuple(tuple[Any, ...]):
-    """A tuple whose entries after the first are computed when somebody reads them."""
+    """step()'s tuple: the sample, and further images that are computed when somebody reads them."""
 
-    _makers: Sequence[Maker]
-
-    def __new__(cls, first: Tensor, makers: Sequence[Maker]) -> LazyTuple:
-        self = super().__new__(cls, (first, *(None for _ in makers)))
-        self._makers = [functools.cache(make) for make in makers]
-        return self
+    _made: tuple[Any, ...] | None
+    _source: tuple[Line, Images, Tensor | None]
 
     def _whole(self) -> tuple[Any, ...]:
-        return (tuple.__getitem__(self, 0), *(make() for make in self._makers))
+        if self._made is None:
+            first = tuple.__getitem__(self, 0)
+            self._made = (first, *_extras(*self._source, first.dtype))
+        return self._made
 
     def __getitem__(self, key: Any) -> Any:
         return tuple.__getitem__(self, 0) if key == 0 else self._whole()[key]
@@ -46,13 +42,20 @@ def result(
     scheduler: Any, line: Line, prev_sample: Tensor, images: Images, bound: Tensor | None, return_dict: bool
 ) -> Any:
     """step()'s result. bound: of the step's clamp."""
-    makers = [
-        functools.partial(_extra, extra, line, images, bound, prev_sample.dtype) for extra in line.extras
-    ]
-    if not return_dict:
-        return LazyTuple(prev_sample, makers) if makers else (prev_sample,)
-    kind, names = output_class(scheduler)
-    return kind(**dict(zip(names, (prev_sample, *(make() for make in makers)))))
+    if return_dict:
+        kind, names = output_class(scheduler)
+        return kind(**dict(zip(names, (prev_sample, *_extras(line, images, bound, prev_sample.dtype)))))
+    if not line.extras:
+        return (prev_sample,)
+    made = LazyTuple((prev_sample, *line.extras))
+    made._made, made._source = None, (line, images, bound)
+    return made
+
+
+def _extras(
+    line: Line, images: Images, bound: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor | None, ...]:
+    return tuple(_extra(extra, line, images, bound, dtype) for extra in line.extras)
 
 
 def _extra(

@@ -24,23 +24,32 @@ class Images(NamedTuple):
     given: Tensor | None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Run:
     """One loop over the steps of a plan.
 
-    next: the step expected; place: where in scheduler.timesteps it is expected; samples: those given, newest first;
-    state: the float32 state behind a sample of lower precision; returned: the sample last returned, and its version.
+    next: the step expected; place: where in scheduler.timesteps it is expected; options, memory: what the plan was
+    found with; samples: those given, newest first; state: the float32 state behind a sample of lower precision; returned:
+    the sample last returned, and its version.
     """
 
     plan: TracedPlan
     next: int
     place: int | None = None
+    options: dict[str, Any] | None = None
+    memory: Any = None
+    tables: dict[Any, tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=dict)
     ring: Tensor | None = None
     values: list[Tensor] = field(default_factory=list)
     samples: list[Tensor] = field(default_factory=list)
     state: Tensor | None = None
     returned: Tensor | None = None
     version: int = -1
+
+    @property
+    def row(self) -> int:
+        """The plan's row of the step expected."""
+        return self.next - self.plan.begin
 
     def take(
         self, images: Images, bound_of: Any, dtype: torch.dtype, **blend: Any
@@ -51,12 +60,12 @@ class Run:
         solver_step_'s mask, known and known_noise.
         """
         output, sample, noise, given = images
-        row = self.next - self.plan.begin
+        row = self.row
         line = self.plan.lines[row]
         same = sample is self.returned and _version(sample) == self.version
         x = self._state(sample, same)
         folded = line.linked and same
-        table, numbers = self.plan.on(x.device, folded=folded)
+        table, numbers = self._table(x.device, folded)
         anchor = self._anchor(line.anchor, line.linked, x, given) if line.weight and not folded else None
         bound = bound_of(x, output, table, numbers[row]) if line.dynamic else None
         if torch.is_grad_enabled() and (output.requires_grad or x.requires_grad or self._recorded()):
@@ -76,11 +85,18 @@ class Run:
         self.state = None if following is returned else following
         self.returned, self.version = returned, _version(returned)
         self.next += 1
+        self.place = None if self.place is None else self.place + 1
         return returned, bound
+
+    def _table(self, device: torch.device, folded: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        key = (self.plan, device, folded)
+        if key not in self.tables:
+            self.tables[key] = self.plan.on(device, folded=folded)
+        return self.tables[key]
 
     def _state(self, sample: Tensor, same: bool) -> Tensor:
         """The sample at full precision: the state it was rounded from, if it is still what was returned."""
-        sample = sample if ops.is_dense(sample) else sample.contiguous()
+        sample = sample if sample.is_contiguous() or ops.is_dense(sample) else sample.contiguous()
         if sample.dtype not in HALVES:
             return sample
         if same and self.state is not None:
