@@ -161,7 +161,7 @@ def kandinsky() -> Any:
         beta_schedule="linear",
         beta_start=0.00085,
         beta_end=0.012,
-        clip_sample_range=2.0,
+        clip_sample=False,
         set_alpha_to_one=False,
     )
     return quiet(diffusers.KandinskyV22Pipeline(unet=unet(**added), scheduler=made, movq=movq))
