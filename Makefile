@@ -53,7 +53,8 @@ speed: $(VENV)/.installed $(VENV)/.test-tools
 
 CXX_SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-lint: $(VENV)/.installed $(VENV)/.lint-tools
+# The adapters are checked against the packages they adapt, which are among the tests' tools.
+lint: $(VENV)/.installed $(VENV)/.test-tools $(VENV)/.lint-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy fastdiff

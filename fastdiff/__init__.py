@@ -22,21 +22,27 @@ __all__ = [
     "Guidance",
     "Inpaint",
     "__version__",
+    "accelerate",
     "backend",
+    "diffusers",
+    "graphs",
+    "kdiffusion",
     "nn",
     "ops",
     "plan",
+    "restore",
     "sample",
     "samplers",
     "schedules",
 ]
 
 if TYPE_CHECKING:
-    from fastdiff import backend, nn, ops, plan, samplers, schedules
+    from fastdiff import backend, diffusers, graphs, kdiffusion, nn, ops, plan, samplers, schedules
     from fastdiff.events import Cancelled, Event
     from fastdiff.guidance import Guidance
     from fastdiff.inpainting import Inpaint
     from fastdiff.noise import BrownianNoise, CounterNoise
+    from fastdiff.patching import accelerate, restore
     from fastdiff.sampling import sample
     from fastdiff.thresholding import DynamicThreshold
 
@@ -48,9 +54,11 @@ _HOMES = {
     "Event": "events",
     "Guidance": "guidance",
     "Inpaint": "inpainting",
+    "accelerate": "patching",
+    "restore": "patching",
     "sample": "sampling",
 }
-_MODULES = ("backend", "nn", "ops", "plan", "samplers", "schedules")
+_MODULES = ("backend", "diffusers", "graphs", "kdiffusion", "nn", "ops", "plan", "samplers", "schedules")
 
 
 def __getattr__(name: str) -> object:

@@ -43,7 +43,7 @@ FLOORS: dict[str, int] = {
         ],
         3,
     ),
-    **dict.fromkeys(["nn", "images", "models", "training"], 4),
+    **dict.fromkeys(["nn", "images", "models", "training", "diffusers", "kdiffusion", "patching"], 4),
     **dict.fromkeys(["generate"], 5),
     **dict.fromkeys(["cli", "__main__"], 6),
 }

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+try:
+    import diffusers as _diffusers  # noqa: F401
+except ImportError as error:
+    raise ImportError("fastdiff.diffusers needs diffusers: pip install fastdiff[diffusers]") from error
+
 from fastdiff.diffusers.classes import CLASSES, convert, revert
 from fastdiff.diffusers.coverage import Coverage, coverage
 

@@ -14,7 +14,7 @@ from fastdiff import ops
 from fastdiff.diffusers import compiled, draws
 from fastdiff.diffusers.per_thread import PerThread
 from fastdiff.diffusers.plans import Found, Memory, TracedPlan, Unfused, find
-from fastdiff.diffusers.positions import first_index, place_of, value_of
+from fastdiff.diffusers.positions import check_steps, first_index, place_of, value_of
 from fastdiff.diffusers.results import result
 from fastdiff.diffusers.runs import Images, Run
 from fastdiff.diffusers.tracing import IMAGE, plain_copy
@@ -71,7 +71,11 @@ class Fused:
         return found.reason if isinstance(found, Unfused) else None
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        """diffusers' set_timesteps, and the plan of the loop that follows."""
+        """diffusers' set_timesteps, and the plan of the loop that follows.
+
+        Raises ValueError for no steps, and for more than a discrete schedule has times.
+        """
+        check_steps(self.base, self.config, args, kwargs)  # type: ignore[attr-defined]
         with _setting:  # what threads that share a scheduler do not each own stays together
             super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
             self._run, self._memo = None, self._snapshot()

@@ -6,6 +6,8 @@ interrupted one and steps out of order are told apart, which a counter alone doe
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -46,3 +48,19 @@ def first_index(scheduler: Any, timestep: Any, place: int | None, times: list[fl
         return found[min(1, len(found) - 1)]
     scheduler._init_step_index(timestep)
     return int(scheduler._step_index)
+
+
+def check_steps(base: Any, config: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """ValueError for a number of steps that diffusers takes without a word, and for which there is no schedule."""
+    names = list(inspect.signature(base.set_timesteps).parameters)[1:]
+    steps = (dict(zip(names, args)) | dict(kwargs)).get("num_inference_steps")
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        return  # custom timesteps, or for diffusers to refuse
+    if steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
+    most: Any = config.get("num_train_timesteps")
+    discrete = "beta_schedule" in config and isinstance(most, int)
+    if discrete and steps > most:
+        raise ValueError(
+            f"num_inference_steps is {steps}, but the model was trained with {most}: ask for at most {most} steps"
+        )
