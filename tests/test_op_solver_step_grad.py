@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastdiff import backend, ops
 from solver_step_cases import FULL, INDEX, arguments, inpainting, make_table, seeds, vectors
@@ -136,3 +137,32 @@ def test_compile_export_and_vmap(generator):
     stacked = [torch.stack([t, t.flip(0)]) for t in positional]
     batched = torch.vmap(lambda x, o: ops.solver_step(x, o, simple, INDEX).x)(*stacked)
     torch.testing.assert_close(batched[0], wanted[0])
+
+
+def test_a_compiled_loop_counts_its_own_steps(generator):
+    """One graph for every row: the state goes from tensor to tensor, the row's number is a tensor the graph raises."""
+    steps, shape = 50, (2, 4, 6, 5)
+    rows = [FULL | {"a": 0.01 * i, "n": 0.0, "slot": float(i), "accept": float(i % 2)} for i in range(steps)]
+    table = torch.cat([make_table(**row)[:1] for row in rows])
+    outputs = torch.randn(steps, 2, *shape, generator=generator).half()
+    start, anchor, *ring = (torch.randn(shape, generator=generator) for _ in range(5))
+
+    def step(x, source, output, uncond, anchor, history, shown, index):
+        ops.solver_step_(
+            x, output, table, index, uncond=uncond, anchor=anchor, history=history, source=source, input=shown
+        )
+        index += 1
+
+    def run(step):
+        state, other, index = start.clone(), torch.full_like(start, torch.nan), torch.tensor(0)
+        buffers = (anchor.clone(), torch.stack(ring), torch.zeros(4, *shape[1:]).half())
+        for output, uncond in outputs:
+            step(other, state, output, uncond, *buffers, index)
+            state, other = other, state
+        return state, *buffers, index
+
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    found, expected = run(torch.compile(step, fullgraph=True, backend=counter)), run(step)
+    assert counter.frame_count == 1 and found[-1] == steps
+    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))

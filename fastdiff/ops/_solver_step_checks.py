@@ -85,19 +85,19 @@ def check_buffers(x: Tensor, history: Tensor | None, input: Tensor | None) -> No
     """ValueError or TypeError unless the ring and the input buffer fit x."""
     if history is not None:
         _checks.floating("history", history)
-        if history.dim() != x.dim() + 1 or history.shape[1:] != x.shape or len(history) < 1:
+        if history.dim() != x.dim() + 1 or history.shape[1:] != x.shape or history.shape[0] < 1:
             raise ValueError(
                 f"history has shape {list(history.shape)}: it must be [S, {', '.join(map(str, x.shape))}]"
             )
         _checks.same("history", history[0], x)
     if input is not None:
         _checks.floating("input", input)
-        half = input[: len(x)]
+        # not len(), which would fix a batch that torch.export leaves open
+        images, held = x.shape[0], input.shape[0] if input.dim() else 1
+        half = input[:images] if input.dim() else input
         _checks.same("input", half, x, dtypes=_checks.FLOATS)
-        if len(input) not in (len(x), 2 * len(x)):
-            raise ValueError(
-                f"input holds {len(input)} samples: it must hold {len(x)} or, doubled, {2 * len(x)}"
-            )
+        if held != images and held != 2 * images:
+            raise ValueError(f"input holds {held} samples: it must hold {images} or, doubled, {2 * images}")
 
 
 def inpainting(
