@@ -235,6 +235,20 @@ def test_the_loop_reads_nothing_to_the_host(name: str) -> None:
     assert counted.reads == 0
 
 
+@pytest.mark.parametrize("name", ALONG_SIGMAS)
+def test_sigmas_are_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, reads, tolist = Case(name, 20, steps=7), list[int](), Tensor.tolist
+    case.run(kdiffusion)
+
+    def counted(tensor: Tensor) -> Any:
+        reads.append(tensor.data_ptr())
+        return tolist(tensor)
+
+    monkeypatch.setattr(Tensor, "tolist", counted)
+    case.run(kdiffusion)
+    assert reads.count(case.sigmas.data_ptr()) == 1
+
+
 def test_scripts_are_made_once() -> None:
     from fastdiff.kdiffusion.script import script_of
 

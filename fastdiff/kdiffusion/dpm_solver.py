@@ -51,7 +51,7 @@ def sample_dpm_fast(
     def about(i: int, sigma: Tensor) -> dict[str, Any]:
         return {"sigma": sigma, "sigma_hat": sigma, "t": times[i], "t_up": times[i]}
 
-    source = noise_sampler or default_noise_sampler(x)
+    source = default_noise_sampler(x) if noise_sampler is None else noise_sampler
     return Run(model, x, about, extra_args, callback, disable, source, by_call=True).along(script)
 
 
@@ -131,15 +131,8 @@ def sample_dpm_adaptive(
         order=order, rtol=rtol, atol=atol, h_init=abs(h_init), pcoeff=pcoeff, icoeff=icoeff, dcoeff=dcoeff,
         accept_safety=accept_safety, eta=float(eta), s_noise=float(s_noise),
     )  # fmt: skip
-    run = Run(
-        model,
-        x,
-        lambda i, sigma: {},
-        extra_args,
-        callback,
-        disable,
-        noise_sampler or default_noise_sampler(x),
-    )
+    source = default_noise_sampler(x) if noise_sampler is None else noise_sampler
+    run = Run(model, x, lambda i, sigma: {}, extra_args, callback, disable, source)
     walk = _Adaptive(run, options, dtype)
     with Bar(disable=disable) as bar:
         x = walk.between(high, low, bar)

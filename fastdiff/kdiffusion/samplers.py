@@ -66,9 +66,11 @@ def _fresh(eta: float, s_noise: float) -> dict[str, float]:
 
 def _tree(x: Tensor, sigmas: Tensor, given: NoiseSampler | None) -> NoiseSampler:
     """The noise sampler given, or a Brownian path from the largest sigma to the smallest above 0."""
+    if given is not None:
+        return given
     values = checked(sigmas)
-    if given is not None or len(values) < 2:
-        return given or default_noise_sampler(x)
+    if len(values) < 2:
+        return default_noise_sampler(x)
     low, high = min(value for value in values if value), max(values)
     return BrownianTreeNoiseSampler(x, sigmas[values.index(low)], sigmas[values.index(high)])
 
@@ -119,7 +121,7 @@ def _ancestral(
     name: str, model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra, callback: Callback | None,
     disable: bool | None, eta: float, s_noise: float, noise_sampler: NoiseSampler | None,
 ) -> Tensor:  # fmt: skip
-    source = noise_sampler or default_noise_sampler(x)
+    source = default_noise_sampler(x) if noise_sampler is None else noise_sampler
     return walk(name, model, x, sigmas, extra_args, callback, disable, _fresh(eta, s_noise), source)
 
 
