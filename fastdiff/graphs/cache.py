@@ -59,13 +59,17 @@ class Cache(Generic[E]):
         entry = self.entries.get(key)
         if entry is not None:
             self.entries.move_to_end(key)
-            if entry.used:
-                self.wasted = 0
         return entry
+
+    def paid(self, entry: E) -> None:
+        """An entry has been replayed often enough."""
+        entry.used = True
+        self.wasted = 0
 
     def put(self, key: Hashable, entry: E) -> None:
         """Keeps the entry, and drops the one least recently used if there are too many."""
-        self.drop(self.most - 1)
+        if key not in self.entries:
+            self.drop(self.most - 1)
         self.entries[key] = entry
 
     def refuse(self, key: Hashable, reason: str) -> None:

@@ -131,7 +131,7 @@ class Graphed:
                 return reason, None
             graph = cache.get(key)
             if graph is not None:
-                graph.used = True
+                cache.paid(graph)
                 return None, self._replayed(cache, graph, tensors)
             reason = cache.refused.get(key) or self._too_early(key)
             return (reason, None) if reason else self._captured(cache, key, tensors, (args, kwargs))

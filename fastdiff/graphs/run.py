@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 MOST = 4
 """Captured loops that are kept for one model."""
 
+ENOUGH = 4
+"""Calls of the model in a run that make up for the capture; a shorter run must come again."""
+
 
 class Loops:
     """The captured loops of one model on one device. One run at a time is on their buffers."""
@@ -45,7 +48,6 @@ class Loops:
             raise CannotCapture(self.cache.refused[key])
         loop = self.cache.get(key)
         if loop is not None and kinds(run) <= loop.replays.keys():
-            loop.used = True
             return loop
         if loop is None:
             layout = _layout(run)  # the model's own errors come from here
@@ -82,7 +84,11 @@ def walked(run: Run, *, must: bool) -> Tensor:
                 loop = loops.ready(run)
             except CannotCapture as error:
                 return _without(run, error, must)
-            return loop.walk(run, loops.cache)
+            result = loop.walk(run, loops.cache)
+            if loop.used or run.plan.calls >= ENOUGH:
+                loops.cache.paid(loop)
+            loop.used = True
+            return result
     finally:
         loops.busy.release()
 
