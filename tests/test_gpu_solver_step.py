@@ -55,6 +55,8 @@ def test_values(
         case.output = case.output.to(model)
         if case.keywords.get("uncond") is not None:
             case.keywords["uncond"] = case.keywords["uncond"].to(model)
+        if case.keywords.get("noise") is not None:
+            case.keywords["noise"] = case.keywords["noise"].to(model)
         case.keywords |= {"input_dtype": model, "doubled": True}
         exact, composed = case.widened()(reference.solver_step), case(reference.solver_step)
         for actual, *others in zip(step_of(case, index), exact, composed, strict=True):
@@ -67,6 +69,20 @@ def test_noise_drawn_in_the_step_has_the_counters_bits(index: Tensor) -> None:
         keys = seeds(shape[0])
         step = ops.solver_step(torch.zeros(shape, device="cuda"), None, table, index, seeds=keys.cuda())
         assert torch.equal(step.x.cpu().flatten(1), counter.normal(keys, step.x[0].numel(), 2))
+
+
+def test_from_a_source_into_a_new_state(index: Tensor, generator: torch.Generator) -> None:
+    positional, keywords = arguments((2, 4, 64, 64), generator, torch.float16)
+    source, output = (t.cuda() for t in positional)
+    given = {name: on_gpu(keywords[name]) for name in ("uncond", "anchor")}
+    given["noise"], table = keywords["noise"].half().cuda(), make_table(**FULL).cuda()
+    expected = ops.solver_step(source, output, table, index, history=on_gpu(keywords["history"]), **given)
+    ring, x = torch.stack(on_gpu(keywords["history"])[::-1]), torch.full_like(source, torch.nan)
+    kept = source.clone()
+    ops.solver_step_(x, output, table, index, history=ring, source=source, **given)
+    assert torch.equal(x, expected.x) and torch.equal(source, kept)
+    with pytest.raises(ValueError, match="overlap"):
+        ops.solver_step_(x, output, make_table().cuda(), index, source=x)
 
 
 def loop_state(generator: torch.Generator) -> dict[str, Any]:
