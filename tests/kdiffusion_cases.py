@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -17,6 +18,12 @@ ANCESTRAL = ("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral")
 BROWNIAN = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
 ALONG_SIGMAS = (*CHURNED, "lms", *ANCESTRAL, "dpmpp_2m", *BROWNIAN)
 BETWEEN = ("dpm_fast", "dpm_adaptive")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws without a seed is the same each time."""
+    torch.manual_seed(0)
 
 
 class Denoiser:

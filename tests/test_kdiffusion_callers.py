@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdiff import kdiffusion
 from kdiffusion_cases import ALONG_SIGMAS, BETWEEN, CHURNED, Case, Denoiser, distance
+from kdiffusion_cases import seeded as seeded
 from oracles import one_thread as one_thread
 from test_parity_kdiffusion import k as k
 
