@@ -41,6 +41,7 @@ def _made(base: Any) -> Any:
     }
     fused = SPECIAL.get(base.__name__, Fused)
     methods = {
+        "__init__": fused._constructed,
         "step": fused.step,
         "set_timesteps": fused.set_timesteps,
         "scale_model_input": fused._scaled_input,

@@ -70,6 +70,14 @@ class Fused:
         found = self._plan(0, self.usual)
         return found.reason if isinstance(found, Unfused) else None
 
+    def _constructed(self, *args: Any, **kwargs: Any) -> None:
+        """diffusers' __init__. Several set all training steps there, which no loop will use: they are not planned."""
+        vars(self)["_constructing"] = True
+        try:
+            self.base.__init__(self, *args, **kwargs)
+        finally:
+            del vars(self)["_constructing"]
+
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """diffusers' set_timesteps, and the plan of the loop that follows.
 
@@ -79,6 +87,8 @@ class Fused:
         with _setting:  # what threads that share a scheduler do not each own stays together
             super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
             self._run, self._memo = None, self._snapshot()
+        if "_constructing" in vars(self):
+            return
         self._plan(0, self.usual)
         if "_graph" not in vars(self):
             self._graph = compiled.place(self)
@@ -95,6 +105,7 @@ class Fused:
         state |= {} if own is None else vars(own)
         state.pop("_memo", None)
         state.pop("_graph", None)
+        state.pop("_constructing", None)
         return state
 
     def __reduce__(self) -> Any:
