@@ -63,55 +63,91 @@ class Line:
 
 def lines(trace: Trace) -> list[Line]:
     """The rows of a trace. NotLinear where the fused step's form cannot hold one."""
+    solver = Solver(trace)
     try:
-        found = [_line(trace, number, linked=False) for number in range(len(trace.steps))]
+        found = [solver.line(number, linked=False) for number in range(len(trace.steps))]
         slots(found)
     except NotLinear:
         # A corrector starts each step from its own last result, not from the sample it is given.
-        found = [_line(trace, number, linked=True) for number in range(len(trace.steps))]
+        found = [solver.line(number, linked=True) for number in range(len(trace.steps))]
         slots(found)
     return found
 
 
-def _line(trace: Trace, number: int, *, linked: bool) -> Line:
-    step = trace.steps[number]
-    target = step.outputs[0].reshape(-1, WIDTH).copy()
-    own = target[number]
-    unit = float(np.abs(target).max()) or 1.0
-    denoised = _denoised(step, number)
-    value = _direction(trace, number)
-    source = DENOISED if step.clamp else OUTPUT
-    if step.clamp and value[OUTPUT]:
-        raise NotLinear("a memory of both the clamped image and the output")
-    c0 = own[source] / value[source] if value[source] else 0.0
-    history = {0: c0} if c0 else {}
-    back, rest = _past(trace, number, target)
-    anchor, weight = 0, 0.0
-    left = np.argwhere(np.abs(rest) > TOLERANCE * unit)
-    if not len(left):
-        linked = False
-    elif len(left) == 1 and left[0][1] == X and not linked:
-        anchor, weight = number - int(left[0][0]), float(rest[left[0][0], X])
-    else:
-        anchor, linked = 1, True
-        weight, back = _link(trace, number, target, unit)
-    # What a corrector's recursion leaves of long ago cancels, but for diffusers' own rounding.
-    history |= {lag: c for lag, c in back.items() if abs(c) > (TOLERANCE if linked else 1e-12) * unit}
-    noises = [(i, own[place]) for i, place in enumerate(NOISES) if own[place]]
-    if len(noises) > 1:
-        raise NotLinear("two noises added in one step")
-    if own[GIVEN]:
-        if anchor:
-            raise NotLinear("an image given to a step that reads an earlier one")
-        anchor, weight = -1, float(own[GIVEN])
-    return Line(
-        x=_settled(own[X] - c0 * value[X], unit), history=history, value=(value[X], value[source]),
-        output=own[OUTPUT] if step.clamp else 0.0, noise=noises[0][1] if noises else 0.0,
-        draws=tuple(step.draws), drawn=noises[0][0] if noises else -1,
-        anchor=anchor, weight=weight, linked=linked, denoised=denoised,
-        dynamic=step.clamp is not None and step.clamp.dynamic, span=step.spans[0] if step.spans else None,
-        extras=tuple(_extra(extra, number) for extra in step.outputs[1:]),
-    )  # fmt: skip
+class Solver:
+    """Reads the rows off a trace. values: what is kept of each step, over its own symbols: [N, kinds]; pivots: the
+    symbol by which a value's weight is read off, one that nothing else brings along."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.steps = trace.steps
+        self.sources = np.array([DENOISED if step.clamp else OUTPUT for step in trace.steps])
+        self.values = np.zeros((len(trace.steps), WIDTH))
+        for number, kept in enumerate(trace.kept):
+            source = self.sources[number]
+            if kept is None or not (kept[source] or kept[X]):
+                self.values[number, source] = 1.0
+            else:
+                self.values[number, [X, OUTPUT, DENOISED]] = kept[[X, OUTPUT, DENOISED]]
+        own = np.arange(len(trace.steps))
+        self.pivots = np.where(self.values[own, self.sources] != 0.0, self.sources, X)
+
+    def line(self, number: int, *, linked: bool) -> Line:
+        """Row `number`. linked: prefer the sample as the step before returned it to an earlier one as an anchor."""
+        step = self.steps[number]
+        target = step.outputs[0].reshape(-1, WIDTH)
+        own, value, source = target[number], self.values[number], self.sources[number]
+        unit = float(np.abs(target).max()) or 1.0
+        if step.clamp and value[OUTPUT]:
+            raise NotLinear("a memory of both the clamped image and the output")
+        c0 = own[source] / value[source] if value[source] else 0.0
+        back, rest = self._past(number, target)
+        anchor, weight = 0, 0.0
+        left = np.argwhere(np.abs(rest) > TOLERANCE * unit)
+        if not len(left):
+            linked = False
+        elif len(left) == 1 and left[0][1] == X and not linked:
+            anchor, weight = number - int(left[0][0]), float(rest[left[0][0], X])
+        else:
+            anchor, linked = 1, True
+            weight, back = self._link(number, target, unit)
+        # What a corrector's recursion leaves of long ago cancels, but for diffusers' own rounding.
+        least = (TOLERANCE if linked else 1e-12) * unit
+        history = {lag: c for lag, c in back.items() if abs(c) > least} | ({0: float(c0)} if c0 else {})
+        noises = [(i, float(own[place])) for i, place in enumerate(NOISES) if own[place]]
+        if len(noises) > 1:
+            raise NotLinear("two noises added in one step")
+        if own[GIVEN]:
+            if anchor:
+                raise NotLinear("an image given to a step that reads an earlier one")
+            anchor, weight = -1, float(own[GIVEN])
+        x = own[X] - c0 * value[X]
+        return Line(
+            x=0.0 if abs(x) < 1e-12 * unit else float(x), history=history, value=(value[X], value[source]),
+            output=float(own[OUTPUT]) if step.clamp else 0.0, noise=noises[0][1] if noises else 0.0,
+            draws=tuple(step.draws), drawn=noises[0][0] if noises else -1, anchor=anchor, weight=weight,
+            linked=linked, denoised=_denoised(step, number),
+            dynamic=step.clamp is not None and step.clamp.dynamic,
+            span=step.spans[0] if step.spans else None,
+            extras=tuple(_extra(extra, number) for extra in step.outputs[1:]),
+        )  # fmt: skip
+
+    def _past(self, number: int, target: Vector) -> tuple[dict[int, float], Vector]:
+        """Earlier values' weights in target, by steps back, and what of earlier symbols is left."""
+        rest, values, own = target[:number].copy(), self.values[:number], np.arange(number)
+        weights = rest[own, self.pivots[:number]] / values[own, self.pivots[:number]]
+        rest -= weights[:, None] * values
+        return {number - int(j): float(weights[j]) for j in np.flatnonzero(weights)}, rest
+
+    def _link(self, number: int, target: Vector, unit: float) -> tuple[float, dict[int, float]]:
+        """What remains of the past, as a weight of the sample that the step before returned; the new weights of values."""
+        before = self.steps[number - 1].outputs[0].reshape(-1, WIDTH)
+        _, rest = self._past(number, target)
+        _, passed = self._past(number, before)
+        weight = float((rest * passed).sum() / max(float((passed * passed).sum()), 1e-300))
+        back, left = self._past(number, target - weight * before)
+        if np.abs(left).max() > TOLERANCE * unit:
+            raise NotLinear("a memory that neither the last outputs nor one earlier sample holds")
+        return weight, back
 
 
 def _denoised(step: Step, number: int) -> tuple[float, float, float, float]:
@@ -119,57 +155,11 @@ def _denoised(step: Step, number: int) -> tuple[float, float, float, float]:
     if step.clamp is None:
         return 0.0, 1.0, -np.inf, np.inf
     argument = step.clamp.argument.copy()
-    p, q = argument[number * WIDTH + X], argument[number * WIDTH + OUTPUT]
+    p, q = float(argument[number * WIDTH + X]), float(argument[number * WIDTH + OUTPUT])
     argument[[number * WIDTH + X, number * WIDTH + OUTPUT]] = 0.0
     if argument.any():
         raise NotLinear("a clamp of more than the sample and the output, such as noise")
     return p, q, step.clamp.lo, step.clamp.hi
-
-
-def _direction(trace: Trace, number: int) -> Vector:
-    """What is kept of a step, over its own symbols."""
-    kept = trace.kept[number]
-    source = DENOISED if trace.steps[number].clamp else OUTPUT
-    if kept is None or not (kept[source] or kept[X]):
-        kept = np.zeros(WIDTH)
-        kept[source] = 1.0
-    return kept
-
-
-def _pivot(trace: Trace, number: int, value: Vector) -> int:
-    """The symbol by which a value's weight is read off: one that nothing else brings along."""
-    source = DENOISED if trace.steps[number].clamp else OUTPUT
-    return source if value[source] else X
-
-
-def _past(trace: Trace, number: int, target: Vector) -> tuple[dict[int, float], Vector]:
-    """Earlier values' weights in target, by steps back, and what of earlier symbols is left."""
-    back, rest = {}, target[:number].copy()
-    for j in range(number):
-        value = _direction(trace, j)
-        pivot = _pivot(trace, j, value)
-        weight = rest[j, pivot] / value[pivot]
-        if weight:
-            back[number - j] = weight
-            rest[j, [X, OUTPUT, DENOISED]] -= weight * value[[X, OUTPUT, DENOISED]]
-    return back, rest
-
-
-def _link(trace: Trace, number: int, target: Vector, unit: float) -> tuple[float, dict[int, float]]:
-    """What remains of the past, as a weight of the sample that the step before returned; the values' new weights."""
-    before = trace.steps[number - 1].outputs[0].reshape(-1, WIDTH)
-    _, rest = _past(trace, number, target)
-    _, passed = _past(trace, number, before)
-    weight = float((rest * passed).sum() / max(float((passed * passed).sum()), 1e-300))
-    back, left = _past(trace, number, target - weight * before)
-    if np.abs(left).max() > TOLERANCE * unit:
-        raise NotLinear("a memory that neither the last outputs nor one earlier sample holds")
-    return weight, back
-
-
-def _settled(weight: float, unit: float) -> float:
-    """0 for what is left of a weight that cancels."""
-    return 0.0 if abs(weight) < 1e-12 * unit else float(weight)
 
 
 def _extra(extra: Vector, number: int) -> Extra | None:
