@@ -139,7 +139,7 @@ class Solver:
         return {number - int(j): float(weights[j]) for j in np.flatnonzero(weights)}, rest
 
     def _link(self, number: int, target: Vector, unit: float) -> tuple[float, dict[int, float]]:
-        """What remains of the past, as a weight of the sample that the step before returned; the new weights of values."""
+        """What remains of the past, as a weight of the sample the step before returned, and the values' weights."""
         before = self.steps[number - 1].outputs[0].reshape(-1, WIDTH)
         _, rest = self._past(number, target)
         _, passed = self._past(number, before)
