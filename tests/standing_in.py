@@ -39,11 +39,12 @@ class Refused(RuntimeError):
     """What CUDA says as "operation not permitted when stream is capturing"."""
 
 
-def check_synchronises(func: Any) -> None:
-    """Refused if an operation makes the host wait for the device, or copies from it."""
+def check_synchronises(func: Any, shape: Any = (1,)) -> None:
+    """Refused if an operation makes the host wait for the device, or copies to it. shape: of what it makes; a number
+    may come from Python, as kernels take numbers by value."""
     if func.overloadpacket in SYNCHRONISING:
         raise Refused(f"{func} synchronises with the host")
-    if func.overloadpacket in FROM_PYTHON:
+    if func.overloadpacket in FROM_PYTHON and shape:
         raise Refused(f"{func}: a tensor made from Python's data must be copied to the device")
 
 
@@ -93,6 +94,7 @@ class Graph(TorchDispatchMode):
     pool: list[Graph]
     steps: list[tuple[Any, Any, Any, Any]] = field(default_factory=list)
     own: dict[int, Tensor] = field(default_factory=dict)
+    numbers: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -100,10 +102,12 @@ class Graph(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        check_synchronises(func)
         if kwargs.get("generator") is not None:
             raise Refused(f"{func}: the generator is not registered with the graph")
         out = func(*args, **kwargs)
+        check_synchronises(func, out.shape if isinstance(out, Tensor) else ())
+        if func.overloadpacket in FROM_PYTHON:
+            self.numbers[storage_of(out)] = out
         fresh = allocates(func, args, kwargs, out)
         for tensor in fresh:
             self.own[storage_of(tensor)] = tensor
@@ -115,7 +119,8 @@ class Graph(TorchDispatchMode):
     def held(self, tensor: Tensor) -> Tensor | Place:
         """A tensor as a replay will find it: an alias, which does not follow when the tensor is given other memory."""
         place = Place.of(tensor)
-        return place.tensor() if storage_of(tensor) in self.own else place
+        inside = storage_of(tensor) in self.own or storage_of(tensor) in self.numbers
+        return place.tensor() if inside else place
 
     def replay(self) -> None:
         for graph in self.pool:

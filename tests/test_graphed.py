@@ -395,6 +395,19 @@ def test_random_numbers_go_on(stand_in):
 
 
 @torch.no_grad()
+def test_compiled(stand_in):
+    torch._dynamo.reset()
+    net = nn.Sequential(nn.Linear(4, 4), nn.SiLU()).eval()
+    net.forward = graphed(net)
+    compiled, x = torch.compile(net, backend="eager", fullgraph=True), torch.ones(2, 4)
+    assert torch.equal(compiled(x), net.forward.forward(x))
+    for _ in range(3):
+        net(x)
+    assert net.forward.report.captured == 1
+    assert torch.equal(compiled(x), net.forward.forward(x))
+
+
+@torch.no_grad()
 def test_a_unet_of_diffusers_in_its_pipeline(stand_in):
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)

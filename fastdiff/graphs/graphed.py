@@ -96,6 +96,8 @@ class Graphed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """module.forward(*args, **kwargs), in tensors of the caller's own."""
+        if torch.compiler.is_compiling():
+            return self.forward(*args, **kwargs)
         reason = aside()
         if reason is None:
             reason, result = self._by_graph(args, kwargs)

@@ -12,20 +12,27 @@ from torch import nn
 
 from fastdiff.choices import unknown
 from fastdiff.diffusers import convert, revert
-from fastdiff.patching import fusing, layout
+from fastdiff.patching import fusing, graphing, layout
 from fastdiff.patching.report import ModelReport, Report, SchedulerReport
 
 Pipe = TypeVar("Pipe")
 
 
 def accelerate(
-    pipe: Pipe, *, schedulers: bool = True, norms: bool = True, memory_format: str = "auto"
+    pipe: Pipe,
+    *,
+    schedulers: bool = True,
+    norms: bool = True,
+    memory_format: str = "auto",
+    graph: bool = False,
 ) -> Pipe:
     """Makes a diffusers pipeline, or one model of it, faster in place, with the same pictures; returns it.
 
     schedulers: each scheduler becomes fastdiff.diffusers' of the same class, in the same state.
     norms: GroupNorms of UNets and VAEs, with the activation and the time embedding around them, run in one kernel.
     memory_format: "channels_last" for 2-D convolutions, "keep", or "auto": channels-last where that was seen to pay.
+    graph: on a GPU, the denoisers' calls are replayed from CUDA graphs, one for each shape, where that can be
+        (docs/graphs.md); `pipe.unet.forward.report` counts them.
 
     `pipe.report` then says what was done and what was left alone. A second call does what is still to do. restore(pipe)
     undoes it. Raises TypeError for what is neither a pipeline nor a model, ValueError for an unknown memory_format.
@@ -35,10 +42,12 @@ def accelerate(
     owners = _owners(pipe)
     if schedulers:
         _exchange(owners, convert)
-    for model in _models(pipe, owners).values():
+    for name, model in _models(pipe, owners).items():
         if norms:
             fusing.fuse(model)
         layout.arrange(model, memory_format)
+        if graph and name in graphing.DENOISERS:
+            graphing.graph(model)
     pipe.report = _report(pipe, owners)  # type: ignore[attr-defined]
     return pipe
 
@@ -50,6 +59,7 @@ def restore(pipe: Pipe) -> Pipe:
     for model in _models(pipe, owners).values():
         fusing.unfuse(model)
         layout.put_back(model)
+        graphing.ungraph(model)
     if hasattr(pipe, "report"):
         del pipe.report
     return pipe
@@ -114,6 +124,7 @@ def _report(pipe: Any, owners: list[Any]) -> Report:
             fusing.fused(model),
             fusing.left_alone(model),
             "channels_last" if layout.is_arranged(model) else "kept",
+            graphing.is_graphed(model),
         )
         for name, model in _models(pipe, owners).items()
     ]

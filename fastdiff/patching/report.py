@@ -22,20 +22,22 @@ class SchedulerReport:
 @dataclass(frozen=True)
 class ModelReport:
     """fused: what -> how many; left: why -> how many norms or blocks stay as they are; memory_format: "channels_last"
-    if accelerate arranged that, else "kept", and why where it was asked for."""
+    if accelerate arranged that, else "kept". graphed: whether its calls are replayed from graphs where that can be."""
 
     name: str
     kind: str
     fused: Mapping[str, int]
     left: Mapping[str, int]
     memory_format: str
+    graphed: bool = False
 
     def lines(self) -> list[str]:
         """As text."""
         parts = [f"{count} {what}" for what, count in self.fused.items()] or ["nothing to fuse"]
-        layout = [] if self.memory_format == "kept" else [self.memory_format]
+        parts += [self.memory_format] if self.memory_format != "kept" else []
+        parts += ["graphs"] if self.graphed else []
         left = [f"left alone: {count} x {why}" for why, count in self.left.items()]
-        return [", ".join(parts + layout), *left]
+        return [", ".join(parts), *left]
 
 
 @dataclass(frozen=True)
