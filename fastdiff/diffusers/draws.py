@@ -13,20 +13,23 @@ from torch.overrides import TorchFunctionMode
 from fastdiff import ops
 from fastdiff.diffusers.plans import TracedPlan
 from fastdiff.diffusers.solving import Line
+from fastdiff.diffusers.tracing import IMAGE
 
 
 @dataclass(frozen=True)
 class Dtypes:
-    """result: of the sample that step() returns; draw: of a draw that is not float32 by decree."""
+    """result: of the sample that step() returns; extra: of its further images; draw: of a draw that is not float32 by
+    decree."""
 
     result: torch.dtype
+    extra: torch.dtype
     draw: torch.dtype
 
 
 def dtypes(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: torch.dtype) -> Dtypes:
-    """What diffusers makes of these two dtypes: the common one, or found by its own step where they differ."""
-    if sample == output:
-        return Dtypes(sample, sample)
+    """What diffusers makes of these two dtypes: found by its own step, unless both are at least float32."""
+    if sample == output and sample.itemsize >= 4:
+        return Dtypes(sample, sample, sample)
     known = scheduler._memory().dtypes
     if (sample, output) not in known:
         known[sample, output] = _observed(scheduler, plan, sample, output)
@@ -52,18 +55,21 @@ def _observed(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: tor
     """diffusers' own step on two numbers, until one has drawn noise."""
     plain = scheduler._memory().copy(plan.begin)
     image = torch.zeros(1, 2, dtype=sample, device="cpu")
-    forked = torch.Generator().manual_seed(0)
-    accepts = "generator" in scheduler.parameters
-    result = None
+    given = {name: image if value is IMAGE else value for name, value in scheduler.usual.items()}
+    if "generator" in scheduler.parameters:
+        given["generator"] = torch.Generator().manual_seed(0)  # no draw of the caller's is spent
+    if hasattr(plain, "noise_sampler"):
+        plain.noise_sampler = lambda *span: torch.zeros_like(image)
+    images = {"model_output": image.to(output), "sample": image}
+    made: tuple[Any, ...] = ()
     with _Watch() as watch:
-        for time in list(plain.timesteps)[plan.begin :]:
-            given = {"generator": forked} if accepts else {}
-            step = plain.step(image.to(output), time, image, **given, return_dict=False)
-            result = result or step[0].dtype
+        for time in scheduler._arguments(plain.timesteps)[plan.begin :]:
+            made = made or plain.step(**images, timestep=time, **given, return_dict=False)
             if watch.seen or not plan.stochastic:
                 break
-    assert result is not None
-    return Dtypes(result, next((d for d in watch.seen if d != torch.float32), torch.float32))
+    result = made[0].dtype
+    extra = made[1].dtype if len(made) > 1 and isinstance(made[1], Tensor) else result
+    return Dtypes(result, extra, next((d for d in watch.seen if d != torch.float32), torch.float32))
 
 
 def noise(scheduler: Any, line: Line, sample: Tensor, generator: Any, draw: torch.dtype) -> Tensor | None:

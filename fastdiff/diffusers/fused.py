@@ -152,7 +152,7 @@ class Fused:
             setattr(
                 self, self.counter, run.next if self.counter == "_step_index" else run.next - run.plan.begin
             )
-        return result(self, line, prev_sample, images, bound, return_dict)
+        return result(self, line, prev_sample, images, bound, kind.extra, return_dict)
 
     def _scaled_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """diffusers' scale_model_input, without reading the timestep back from its device."""

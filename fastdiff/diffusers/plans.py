@@ -89,6 +89,8 @@ class Memory:
         plain = plain_copy(vars(self.plain), type(self.plain))
         if hasattr(plain, "_step_index"):
             plain._step_index = begin
+        if hasattr(plain, "is_scale_input_called"):
+            plain.is_scale_input_called = True  # it would warn
         return plain
 
 

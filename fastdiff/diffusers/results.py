@@ -20,12 +20,11 @@ class LazyTuple(tuple[Any, ...]):
     """step()'s tuple: the sample, and further images that are computed when somebody reads them."""
 
     _made: tuple[Any, ...] | None
-    _source: tuple[Line, Images, Tensor | None]
+    _source: tuple[Line, Images, Tensor | None, torch.dtype]
 
     def _whole(self) -> tuple[Any, ...]:
         if self._made is None:
-            first = tuple.__getitem__(self, 0)
-            self._made = (first, *_extras(*self._source, first.dtype))
+            self._made = (tuple.__getitem__(self, 0), *_extras(*self._source))
         return self._made
 
     def __getitem__(self, key: Any) -> Any:
@@ -39,16 +38,22 @@ class LazyTuple(tuple[Any, ...]):
 
 
 def result(
-    scheduler: Any, line: Line, prev_sample: Tensor, images: Images, bound: Tensor | None, return_dict: bool
+    scheduler: Any,
+    line: Line,
+    prev_sample: Tensor,
+    images: Images,
+    bound: Tensor | None,
+    dtype: torch.dtype,
+    return_dict: bool,
 ) -> Any:
-    """step()'s result. bound: of the step's clamp."""
+    """step()'s result. bound: of the step's clamp; dtype: of the images after the sample."""
     if return_dict:
         kind, names = output_class(scheduler)
-        return kind(**dict(zip(names, (prev_sample, *_extras(line, images, bound, prev_sample.dtype)))))
+        return kind(**dict(zip(names, (prev_sample, *_extras(line, images, bound, dtype)))))
     if not line.extras:
         return (prev_sample,)
     made = LazyTuple((prev_sample, *line.extras))
-    made._made, made._source = None, (line, images, bound)
+    made._made, made._source = None, (line, images, bound, dtype)
     return made
 
 

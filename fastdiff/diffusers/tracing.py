@@ -116,7 +116,10 @@ def _remembered(plain: Any, symbols: Recording) -> Vector | None:
 def plain_copy(state: Mapping[str, Any], base: type) -> Any:
     """A scheduler of class `base` in that state, its tensors on the CPU."""
     plain: Any = object.__new__(base)
-    vars(plain).update({name: _on_cpu(value) for name, value in state.items() if name != "_run"})
+    for name, value in state.items():
+        # a method put in place of its class's (`scheduler.step = torch.compile(scheduler.step)`) is ours, not diffusers'
+        if name != "_run" and not inspect.isfunction(getattr(base, name, None)):
+            vars(plain)[name] = _on_cpu(value)
     return plain
 
 
