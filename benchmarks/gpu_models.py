@@ -5,6 +5,7 @@
 blocks: stacks of residual blocks with random weights at the sizes of a UNet and of an image decoder (convolutions and
     norms, no attention), with nn.GroupNorm and SiLU, the same compiled, and with GroupNormSiLU in their place.
 loop: what fastdiff.sample does outside the model, for each step, against diffusers' schedulers where that is installed.
+graphs: a denoiser of residual blocks sampled by 20 steps, with and without whole-loop graphs.
 counts: kernels launched and host synchronisations in a step of fastdiff.sample.
 """
 
@@ -117,6 +118,43 @@ def counts(table: Table, shape: Shape, sampler: str) -> None:
     table.notes[case.name] = {"device activities in 20 steps": launches, "synchronisations": synchronises}
 
 
+class Denoiser(nn.Module):
+    """A stack of blocks between two convolutions, which takes its time: many launches, as a UNet has."""
+
+    def __init__(self, channels: int, width: int, count: int) -> None:
+        super().__init__()
+        self.head, self.tail = (
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.Conv2d(width, channels, 3, padding=1),
+        )
+        self.stack = Stack(width, count, fused=True)
+        self.embed = nn.Linear(1, width)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x: [B, channels, H, W]; t: [B]."""
+        emb = self.embed((t / 1000).to(x.dtype)[:, None])
+        return self.tail(self.stack(self.head(x), emb))
+
+
+def graph_case(shape: Shape, count: int, device: str, dtype: torch.dtype) -> Case:
+    """fastdiff.sample with graphs (on a GPU) against without, a step."""
+    model = Denoiser(shape[1], 64, count).to(device, dtype).eval()
+    x, noise = draw(shape, device=device), CounterNoise(range(shape[0]))
+    schedule, steps = schedules.scaled_linear_betas(), 20
+
+    def run(graph: bool) -> Tensor:
+        return fastdiff.sample(
+            model, x, schedule=schedule, sampler="euler_ancestral", steps=steps, noise=noise, dtype=dtype,
+            graph="auto" if graph else False,
+        )  # fmt: skip
+
+    functions = {
+        "graph": Timed(partial(run, True), units=steps),
+        "eager": Timed(partial(run, False), units=steps),
+    }
+    return Case(f"graphs {count} blocks {shape}", functions, "graph", difference(run(True), run(False)), 0.02)
+
+
 STACKS: tuple[Shape, ...] = ((2, 320, 64, 64), (2, 640, 128, 128), (1, 512, 256, 256), (1, 256, 512, 512))
 
 
@@ -129,6 +167,10 @@ def main() -> None:
         table.add(f"loop {sampler} {shape}", partial(loop_case, shape, sampler, options.device), "launched")
         if options.device == "cuda":
             table.guarded(f"counts {sampler} {shape}", partial(counts, table, shape, sampler))
+    dtype = torch.float32 if options.device == "cpu" else torch.bfloat16
+    for shape, count in ((LATENTS, 2),) if options.tiny else ((LATENTS, 2), (LATENTS, 20), (XL_LATENTS, 20)):
+        make_loop = partial(graph_case, shape, count, options.device, dtype)
+        table.add(f"graphs {count} blocks {shape}", make_loop, "launched")
     if importlib.util.find_spec("diffusers"):
         import loops
 

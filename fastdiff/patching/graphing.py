@@ -14,7 +14,7 @@ def graph(model: nn.Module) -> None:
     """Replays model's forward from graphs where that can be. Nothing where it does already, or where something else has
     taken its forward's place."""
     if "forward" not in vars(model):
-        model.forward = graphed(model)  # type: ignore[assignment]
+        model.forward = graphed(model)
 
 
 def ungraph(model: nn.Module) -> None:
