@@ -131,6 +131,18 @@ def test_memory_is_reused_where_nobody_keeps_it() -> None:
     assert len(set(places[:8])) == 1 and len(set(places[8:])) == 1
 
 
+def test_extra_arguments_may_change_between_calls(k: ModuleType) -> None:
+    made = []
+    for module in (kdiffusion, k):
+        case, given = Case("heun", 14, steps=5), {"scale": 0.4}
+
+        def callback(told: dict[str, Any], given: dict[str, float] = given) -> None:
+            given["scale"] = 0.1 * told["i"]
+
+        made.append(case.run(module, extra_args=given, callback=callback)[0])
+    assert distance(*made) < TOLERANCE
+
+
 class Stop(Exception):
     pass
 

@@ -6,6 +6,7 @@ Both go along t = -log sigma. Their sigmas are k-diffusion's to the bit where th
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -45,7 +46,7 @@ def sample_dpm_fast(
 ) -> Tensor:  # fmt: skip
     """DPM-Solver-Fast: n model calls in steps of order 3, 2 and 1 (arXiv:2206.00927)."""
     (low, _), (high, dtype) = end(sigma_min), end(sigma_max)
-    script, t = _fast_script(low, high, n, float(eta), float(s_noise), dtype, x.device)
+    script, t = _fast_script(low, high, operator.index(n), float(eta), float(s_noise), dtype, x.device)
     times = t.clone().unbind(0)
 
     def about(i: int, sigma: Tensor) -> dict[str, Any]:
@@ -61,8 +62,8 @@ def _fast_script(
 ) -> tuple[Script, Tensor]:
     """The script, and t: [steps], where each step starts."""
     check_amount("eta", eta)
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be at least 1 model call, got {n!r}")
+    if n < 1:
+        raise ValueError(f"n must be at least 1 model call, got {n}")
     if eta and low > high:
         raise ValueError("eta must be 0 for reverse sampling")
     count = n // 3 + 1

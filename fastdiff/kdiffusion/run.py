@@ -45,7 +45,8 @@ class Run:
     given: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "given", dict(self.extra_args or {}))
+        # not a copy: a callback may change it between calls
+        object.__setattr__(self, "given", {} if self.extra_args is None else self.extra_args)
 
     def along(self, script: Script) -> Tensor:
         """From x along the script: a new tensor, of the dtype that k-diffusion's would have."""

@@ -9,6 +9,7 @@ are the same functions without torch.no_grad(), for gradients through the whole 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -114,7 +115,7 @@ def sample_lms(
     disable: bool | None = None, order: int = 4,
 ) -> Tensor:  # fmt: skip
     """Linear multistep of order 1 to 4: Adams-Bashforth on the uneven grid."""
-    return walk("lms", model, x, sigmas, extra_args, callback, disable, {"order": order})
+    return walk("lms", model, x, sigmas, extra_args, callback, disable, {"order": operator.index(order)})
 
 
 def _ancestral(
