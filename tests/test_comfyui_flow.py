@@ -85,11 +85,54 @@ def _rf_dpmpp_2m_sde(model: Any, x: Tensor, s: Tensor, eta: float, s_noise: floa
     return x
 
 
+def _rf_dpmpp_sde(model: Any, x: Tensor, s: Tensor, eta: float, s_noise: float, noise: Any) -> Tensor:
+    for a, b in pairwise(s):
+        first = model(x, a.expand(len(x)))
+        if b == 0:
+            return first
+        middle = (0.5 * (a.logit() + b.logit())).sigmoid()  # r = 1/2, where the second call alone decides
+
+        def to(end: Tensor, denoised: Tensor, a: Tensor = a, x: Tensor = x) -> Tensor:
+            down, up = kdiffusion.get_ancestral_step(a / (1 - a), end / (1 - end), eta)
+            kept = down * (1 - a) / a
+            moved = (1 - end) * (kept / (1 - a) * x + (1 - kept) * denoised)
+            return moved + (1 - end) * noise(a, end) * s_noise * up if eta else moved
+
+        x = to(b, model(to(middle, first), middle.expand(len(x))))
+    return x
+
+
+def _rf_dpmpp_3m_sde(model: Any, x: Tensor, s: Tensor, eta: float, s_noise: float, noise: Any) -> Tensor:
+    past: list[tuple[Tensor, Tensor]] = []  # denoised and step, newest first
+    for a, b in pairwise(s):
+        denoised = model(x, a.expand(len(x)))
+        if b == 0:
+            return denoised
+        h, alpha = a.logit() - b.logit(), 1 - b
+        g = h * (1 + eta)
+        phi_2 = (-g).expm1() / g + 1
+        x = b / a * (-h * eta).exp() * x - alpha * (-g).expm1() * denoised
+        if past:
+            slope = (denoised - past[0][0]) * h / past[0][1]
+            if len(past) == 1:
+                x = x + alpha * phi_2 * slope
+            else:
+                r0, r1 = past[0][1] / h, past[1][1] / h
+                before = (past[0][0] - past[1][0]) / r1
+                bend = (slope - before) / (r0 + r1)
+                x = x + alpha * (phi_2 * (slope + bend * r0) - (phi_2 / g - 0.5) * bend)
+        x = x + noise(a, b) * b * (-(-2 * h * eta).expm1()).sqrt() * s_noise if eta else x
+        past = [(denoised, h), *past[:1]]
+    return x
+
+
 RF = {
     "euler_ancestral": _rf_euler_ancestral,
     "dpm_2_ancestral": _rf_dpm_2_ancestral,
     "dpmpp_2s_ancestral": _rf_dpmpp_2s_ancestral,
+    "dpmpp_sde": _rf_dpmpp_sde,
     "dpmpp_2m_sde": _rf_dpmpp_2m_sde,
+    "dpmpp_3m_sde": _rf_dpmpp_3m_sde,
 }
 
 
