@@ -154,7 +154,10 @@ def test_sequential_offloading(before: bool) -> None:
 
 def test_group_offloading() -> None:
     expected, model = denoised(unet().eval()), accelerate(unet().eval())
-    model.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    try:
+        model.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    except AttributeError:
+        pytest.skip("this diffusers offloads groups only where there is an accelerator")
     assert difference(denoised(model), expected) <= ALIKE
 
 
