@@ -92,6 +92,7 @@ def _tree() -> Callable[..., Any]:
         from torchsde import BrownianTree  # type: ignore[import-untyped]  # whose bits the noise has
     except ImportError as error:
         raise ImportError(
-            "this sampler's noise comes from a Brownian tree: pip install torchsde, or pass noise_sampler"
+            "this sampler's noise is a path of torchsde's Brownian tree: pip install fastdiff[kdiffusion], or pass "
+            "noise_sampler"
         ) from error
     return BrownianTree
