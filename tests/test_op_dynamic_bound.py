@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import HALF_AND_SINGLE, instruction_sets
+from conftest import HALF_AND_SINGLE, assert_accurate, instruction_sets
 from fastdiff import backend, native, ops, reference
 from solver_step_cases import INDEX, arguments, make_table
 
@@ -48,6 +48,18 @@ def test_it_is_the_quantile(everywhere, shape, model, generator):
                 found, ops.dynamic_bound(x, doubled, table, INDEX, gain=vector, quantile=quantile)
             )
     assert found.dtype == torch.float32 and found.shape == shape[:1]
+
+
+def test_branches_that_cancel_keep_the_accuracy_of_their_sum(everywhere):
+    """As in solver_step: what half precision holds of guidance is not rounded before it is summed."""
+    for seed in range(60):
+        (x, output), _ = arguments((2, 3000), torch.Generator().manual_seed(seed), torch.bfloat16)
+        uncond, gain = (output.float() + 0.05 * x.flip(1)).bfloat16(), torch.tensor([0.7, 1.3])
+        table, rest = make_table(p=0.3, q=-1.3, g=7.5, g_uncond=-7.5), (0.995, torch.inf)
+        found = ops.dynamic_bound(x, output, table, INDEX, uncond=uncond, gain=gain, quantile=rest[0])
+        wide = (t.double() for t in (x, output, table))
+        exact = reference.dynamic_bound(*wide, INDEX, uncond.double(), gain.double(), *rest)
+        assert_accurate(found, exact, reference.dynamic_bound(x, output, table, INDEX, uncond, gain, *rest))
 
 
 @pytest.mark.parametrize("size", [1, 2, 17, 4096, 4097, 50_000])

@@ -86,13 +86,12 @@ float bound_from(const Mixture& m, int64_t n, const Ranks& ranks, const Split* c
     return select(inside, total.inside, within);
 }
 
-Mixture of_sample(Mixture m, const float* gain, int64_t sample, int64_t n) {
+Mixture of_sample(Mixture m, double q, const float* gain, int64_t sample, int64_t n) {
     const int64_t offset = sample * n * width_of(m.dtype);
     if (m.x) m.x += sample * n;
     if (m.output) m.output = static_cast<const char*>(m.output) + offset;
     if (m.uncond) m.uncond = static_cast<const char*>(m.uncond) + offset;
-    if (gain && m.g != 0) m.g *= gain[sample];  // a weight of 0 stays 0, whatever the gain is
-    if (gain && m.g_uncond != 0) m.g_uncond *= gain[sample];
+    m.q = gain ? q * gain[sample] : q;
     return m;
 }
 
@@ -145,7 +144,8 @@ Tensor dynamic_bound(
     std::fill_n(found, batch, 1.0f);
     if (x.numel() == 0) return bounds;
     Mixture m = {};
-    m.p = r.p, m.g = r.q * r.g, m.g_uncond = r.q * r.g_uncond;
+    m.p = r.p, m.g = r.g_uncond == 0 ? 1.0 : r.g, m.g_uncond = r.g_uncond;
+    const double q = r.g_uncond == 0 ? r.q * r.g : r.q;  // as in set_weights
     if (r.p != 0) m.x = static_cast<const float*>(x.data_ptr());
     const float* gains = nullptr;
     if (r.q != 0) {
@@ -154,7 +154,7 @@ Tensor dynamic_bound(
         gains = per_sample(gain, x);
     }
     std::vector<Mixture> samples;
-    for (int64_t b = 0; b < batch; ++b) samples.push_back(of_sample(m, gains, b, n));
+    for (int64_t b = 0; b < batch; ++b) samples.push_back(of_sample(m, q, gains, b, n));
     find_bounds(samples, n, ranks_of(quantile, n), found);
     for (int64_t b = 0; b < batch; ++b)
         if (!std::isnan(found[b])) found[b] = std::min(std::max(found[b], 1.0f), static_cast<float>(most));

@@ -70,9 +70,9 @@ struct SolverStep {
     int64_t sample_size;
 };
 
-// p*x + g*output + g_uncond*uncond of one sample, never stored; a pointer is null where its weight is 0.
+// p*x + q*(g*output + g_uncond*uncond) of one sample, never stored; a pointer is null where its weight is 0.
 struct Mixture {
-    float p, g, g_uncond;
+    float p, q, g, g_uncond;
     const float* x;
     const void* output;
     const void* uncond;

@@ -1,4 +1,4 @@
-// What is asked of p*x + g*output + g_uncond*uncond before a step: magnitudes for dynamic thresholding,
+// What is asked of p*x + q*(g*output + g_uncond*uncond) before a step: magnitudes for dynamic thresholding,
 // deviations for guidance rescale.
 #pragma once
 
@@ -10,17 +10,20 @@ namespace FASTDIFF_LEVEL {
 template <class P, class Output>
 FASTDIFF_INLINE Tile<P::unroll> mix(const Mixture& m, int64_t i, int64_t count) {
     Tile<P::unroll> total = {};
-    if (m.x) {
-        const auto x = load_tile<P>(m.x + i, count);
-        for (int j = 0; j < P::unroll; ++j) total.v[j] = m.p * x.v[j];
-    }
     if (m.output) {
-        const auto output = load_tile<P>(static_cast<const Output*>(m.output) + i, count);
-        for (int j = 0; j < P::unroll; ++j) total.v[j] += m.g * output.v[j];
+        total = load_tile<P>(static_cast<const Output*>(m.output) + i, count);
+        if (m.g != 1)
+            for (int j = 0; j < P::unroll; ++j) total.v[j] *= m.g;
     }
     if (m.uncond) {
         const auto uncond = load_tile<P>(static_cast<const Output*>(m.uncond) + i, count);
         for (int j = 0; j < P::unroll; ++j) total.v[j] += m.g_uncond * uncond.v[j];
+    }
+    if (m.x) {
+        const auto x = load_tile<P>(m.x + i, count);
+        for (int j = 0; j < P::unroll; ++j) total.v[j] = m.p * x.v[j] + m.q * total.v[j];
+    } else if (m.q != 1) {
+        for (int j = 0; j < P::unroll; ++j) total.v[j] *= m.q;
     }
     return total;
 }

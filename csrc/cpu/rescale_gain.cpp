@@ -57,6 +57,7 @@ Branches branches_of(const Row& r, const Tensor& output, const Maybe& uncond) {
             "uncond: it must be laid out like output, in its dtype");
         other = static_cast<const char*>(uncond->data_ptr());
     }
+    b.output.q = b.guided.q = 1.0f;
     b.output.g = 1.0f, b.output.output = cond, b.output.dtype = dtype;
     b.guided.g = r.g, b.guided.g_uncond = r.g_uncond, b.guided.dtype = dtype;
     if (r.g != 0) b.guided.output = cond;

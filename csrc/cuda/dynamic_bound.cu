@@ -35,9 +35,6 @@ struct Part {
     uint32_t* scratch;
 };
 
-// A weight of 0 stays 0, whatever the gain is: its term is not there.
-__device__ __forceinline__ float gained(float weight, float gain) { return weight != 0 ? weight * gain : 0; }
-
 template <int V>
 __device__ __forceinline__ void magnitudes(
     const DynamicBound& d, const GuidedWeights& w, int64_t at, float gain, uint32_t (&bits)[V]) {
@@ -45,9 +42,11 @@ __device__ __forceinline__ void magnitudes(
     const Floats<V> x = w.p != 0 ? load<V>(d.x, at) : Floats<V>{};
     const Raw<V> output = w.g != 0 ? load_raw<V>(d.output, d.type, at) : Raw<V>{};
     const Raw<V> uncond = w.g_uncond != 0 ? load_raw<V>(d.uncond, d.type, at) : Raw<V>{};
+    Floats<V> both = {};
+    add(both, w.g, widen(output, d.type));
+    add(both, w.g_uncond, widen(uncond, d.type));
     add(data, w.p, x);
-    add(data, gained(w.g, gain), widen(output, d.type));
-    add(data, gained(w.g_uncond, gain), widen(uncond, d.type));
+    if (w.q != 0) add(data, w.q * gain, both);
 #pragma unroll
     for (int i = 0; i < V; ++i) bits[i] = __float_as_uint(data.lane[i]) & 0x7FFFFFFFu;
 }

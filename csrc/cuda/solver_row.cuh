@@ -93,10 +93,10 @@ __device__ inline void read_row(const SolverStep& s, Row& row, RowWeights& w) {
     __syncthreads();
 }
 
-// What the reductions before a step need of its row: F = p*x + g*output + g_uncond*uncond where scale is q,
-// and g*output + g_uncond*uncond where it is 1. NaN where the line or uncond is missing.
+// What the reductions before a step need of its row: p*x + q*F, or F alone, F = g*output + g_uncond*uncond.
+// NaN where the line or uncond is missing.
 struct GuidedWeights {
-    float p, g, g_uncond;
+    float p, q, g, g_uncond;
 };
 
 __device__ inline void read_guided(
@@ -104,10 +104,10 @@ __device__ inline void read_guided(
     GuidedWeights& w) {
     const bool found = fetch_row(table, rows, *index, row);
     if (threadIdx.x == 0) {
-        const double scale = by_q ? row.q : 1.0;
-        w.p = static_cast<float>(row.p);
-        w.g = static_cast<float>(scale * row.g);
-        w.g_uncond = static_cast<float>(scale * row.g_uncond);
+        const bool reads = !by_q || row.q != 0;
+        w.p = static_cast<float>(row.p), w.q = static_cast<float>(row.q);
+        w.g = static_cast<float>(reads ? row.g : 0.0);
+        w.g_uncond = static_cast<float>(reads ? row.g_uncond : 0.0);
         if (missing(w.g_uncond, uncond) || !found) w.p = w.g = not_a_number();
     }
     __syncthreads();
