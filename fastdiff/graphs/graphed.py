@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastdiff.graphs.cache import Cache
 from fastdiff.graphs.inputs import Buffers, Unknown, described, device_of, mapped
-from fastdiff.graphs.recorder import RECORDERS, Replay, aside, record, settings
+from fastdiff.graphs.recorder import RECORDERS, Replay, aside, reason_of, record, settings
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class Graphed:
         except (
             Exception
         ) as error:  # the eager call that follows raises it again, if it is not the capture's own
-            reason = f"it could not be captured: {str(error).splitlines()[0] if str(error) else error!r}"
+            reason = f"it could not be captured: {reason_of(error)}"
             log.warning("%s: %s", type(self.module).__name__, reason)
             cache.refuse(key, reason)
             return reason, None

@@ -74,6 +74,7 @@ class CudaRecorder:
                 ):
                     made = function()
             except BaseException:
+                torch.cuda.set_stream(current)  # which torch.cuda.graph leaves, should its own end fail
                 self.pool = None  # never again into a pool that a capture was broken off in
                 raise
             current.wait_stream(stream)
@@ -107,6 +108,14 @@ def record(recorder: Recorder, device: torch.device, function: Callable[[], T]) 
     """recorder.record(function), so that neither the random numbers of what follows nor its casts depend on it."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []), _casts_in_the_graph():
         return recorder.record(function)
+
+
+def reason_of(error: BaseException) -> str:
+    """In a line, why a capture failed: the first error, of which the end of the capture only makes another."""
+    first = error
+    while first.__context__ is not None:
+        first = first.__context__
+    return str(first).splitlines()[0] if str(first) else repr(first)
 
 
 def recorder_for(device: torch.device) -> Recorder:

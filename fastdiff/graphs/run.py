@@ -17,7 +17,7 @@ from fastdiff.executor import Run
 from fastdiff.graphs.cache import Cache
 from fastdiff.graphs.inputs import Unknown, described, device_of
 from fastdiff.graphs.loop import Loop, key_of, kinds
-from fastdiff.graphs.recorder import RECORDERS, CannotCapture, aside
+from fastdiff.graphs.recorder import RECORDERS, CannotCapture, aside, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,7 @@ class Loops:
             for kind in kinds(run) - loop.replays.keys():
                 loop.capture(run, kind, self.cache)
         except Exception as error:
-            first = str(error).splitlines()[0] if str(error) else repr(error)
-            self.cache.refuse(key, f"the model cannot be captured: {first}")
+            self.cache.refuse(key, f"the model cannot be captured: {reason_of(error)}")
             raise CannotCapture(self.cache.refused[key]) from error
         if self.cache.drop_stale():
             raise CannotCapture("the model's forward changes its own attributes")
