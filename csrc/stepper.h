@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#define FASTDIFF_STEP fastdiff_step_2
-#define FASTDIFF_STEP_NAME "fastdiff_step_2"
+#define FASTDIFF_STEP fastdiff_step_3
+#define FASTDIFF_STEP_NAME "fastdiff_step_3"
 
 extern "C" {
 
@@ -36,6 +36,10 @@ struct FastdiffRow {
     int64_t noise_type;
     const float* bound;  // [images]
     const float* gain;   // [images]
+    float* x;  // where not null, written instead of the run's x, with these three instead of its others
+    const float* source;
+    void* input;
+    float* history;
 };
 
 // Takes one step. Returns null, or what keeps it from being taken; then nothing was written.

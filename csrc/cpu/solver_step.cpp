@@ -208,12 +208,14 @@ const char* step(const FastdiffRun& run_of, const FastdiffRow& with) {
     if (with.row < 0 || with.row >= f.rows) return "index: there is no such row in the table";
     const Row& r = reinterpret_cast<const Row*>(f.table)[with.row];
     SolverStep s = {};
-    s.x = s.x_next = f.x;
+    s.x = with.x ? with.source : f.x;
+    s.x_next = with.x ? with.x : f.x;
     s.sample_size = f.numel / f.images;
     s.anchor = f.anchor;
     if (r.accept != 0) s.anchor_next = f.anchor;
-    if (f.history) set_ring(s, r, f.history, f.slots, f.numel);
-    s.input = f.input;
+    float* history = with.x ? with.history : f.history;
+    if (history) set_ring(s, r, history, f.slots, f.numel);
+    s.input = with.x ? with.input : f.input;
     s.input_dtype = static_cast<Dtype>(f.input_type);
     if (f.copies == 2) s.input_twin = static_cast<char*>(f.input) + f.numel * width_of(s.input_dtype);
     s.mask = f.mask, s.known = f.known, s.known_noise = f.known_noise, s.seeds = f.seeds;

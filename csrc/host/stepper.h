@@ -117,18 +117,32 @@ inline bool outputs_fit(const Stepper& s, PyObject* output, PyObject* uncond, Fa
     return equals(shape, s.doubled_shape);
 }
 
-// step(row, output=None, uncond=None, noise=None, bound=None, gain=None)
+// A state of its own, given from the seventh argument on: `source` is read; x, input and history, which the
+// caller made for it, are written.
+inline bool moved(const Stepper& s, PyObject* const* args, Py_ssize_t count, FastdiffRow& row) {
+    if (count != 10) return false;
+    row.source = static_cast<const float*>(plain(s, args[6], s.strides));
+    row.x = static_cast<float*>(memory(args[7]));
+    if (args[8] != Py_None) row.input = memory(args[8]);
+    if (args[9] != Py_None) row.history = static_cast<float*>(memory(args[9]));
+    return row.source && row.x && type_of(s, args[6]) == 0 &&
+           equals(PyObject_GetAttr(args[6], names().shape), s.shape);
+}
+
+// step(row, output=None, uncond=None, noise=None, bound=None, gain=None[, source, x, input, history])
 inline PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     const Stepper& s = *static_cast<Stepper*>(PyCapsule_GetPointer(self, nullptr));
     const auto given = [&](Py_ssize_t i) { return i < count ? args[i] : Py_None; };
     FastdiffRow row = {};
-    bool taken = count >= 1 && count <= 6 && PyLong_CheckExact(args[0]);
+    bool taken = count >= 1 && count <= 10 && PyLong_CheckExact(args[0]);
     if (taken) {
         row.row = PyLong_AsLongLong(args[0]);
         taken = outputs_fit(s, given(1), given(2), row) && noise_fits(s, given(3), row) &&
-                vector_fits(s, given(4), &row.bound) && vector_fits(s, given(5), &row.gain) &&
-                memory(s.state.ptr()) == s.run.x && memory(s.shown.ptr()) == s.shown_address;
+                vector_fits(s, given(4), &row.bound) && vector_fits(s, given(5), &row.gain);
     }
+    if (taken)
+        taken = count > 6 ? moved(s, args, count, row)
+                          : memory(s.state.ptr()) == s.run.x && memory(s.shown.ptr()) == s.shown_address;
     if (taken) {
         Py_BEGIN_ALLOW_THREADS;
         taken = s.take(&s.run, &row) == nullptr;
@@ -173,7 +187,7 @@ inline py::object make_stepper(const py::dict& what) {
         what["kept"]};
     static PyMethodDef definition = {
         "step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)), METH_FASTCALL,
-        "step(row, output=None, uncond=None, noise=None, bound=None, gain=None, /)"};
+        "step(row, output=None, uncond=None, noise=None, bound=None, gain=None, /), or all ten"};
     PyObject* capsule = PyCapsule_New(
         s, nullptr, [](PyObject* c) { delete static_cast<Stepper*>(PyCapsule_GetPointer(c, nullptr)); });
     if (!capsule) {

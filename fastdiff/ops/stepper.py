@@ -44,6 +44,26 @@ class Stepper(Protocol):
     ) -> None: ...
 
 
+class MovingStepper(Protocol):
+    """Takes a row from `source` to x; x, input and history (or None) are not looked at but for their memory, which was
+    made for it. False where it did not: the other tensors are not of the kind it knows, and nothing was written."""
+
+    def __call__(
+        self,
+        row: int,
+        output: Tensor,
+        uncond: Tensor | None,
+        noise: Tensor | None,
+        bound: Tensor | None,
+        gain: Tensor | None,
+        source: Tensor,
+        x: Tensor,
+        input: Tensor | None,
+        history: Tensor | None,
+        /,
+    ) -> bool | None: ...
+
+
 def stepper(
     x: Tensor,
     table: Tensor,
@@ -67,6 +87,27 @@ def stepper(
         mask, known, known_noise = (None if t is None else _checks.laid_out_like(t, x) for t in spread)
     steps = ByOp(x, table, anchor, history, mask, known, known_noise, seeds, input)
     return steps.short() or steps
+
+
+def moving_stepper(
+    x: Tensor, table: Tensor, *, history: Tensor | None = None, input: Tensor | None = None
+) -> MovingStepper | None:
+    """A function that takes rows from one tensor to another, all of them like these, as loops do that return a new one
+    from each step; None where there is no way past PyTorch. It holds on to the table alone."""
+    steps: MovingStepper | None = ByOp(x, table, None, history, None, None, None, None, input).short(
+        moving=True
+    )
+    return steps
+
+
+def _refused(*arguments: object) -> bool:
+    return False
+
+
+def _moving(table: Tensor) -> dict[str, Any]:
+    """What of a prepared run differs where the state is given with each step."""
+    own = {"x": 0, "history": 0, "input": 0, "state": None, "shown": None, "shown_address": 0}
+    return own | {"written": (), "bump": None, "fallback": _refused, "kept": table.untyped_storage()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,14 +143,16 @@ class ByOp:
             input=self.input,
         )  # fmt: skip
 
-    def short(self) -> Stepper | None:
-        """The same past the dispatcher, or None where that cannot be."""
+    def short(self, *, moving: bool = False) -> Any:
+        """The same past the dispatcher, or None where that cannot be; moving: as a MovingStepper."""
         x = self.x
         if not x.is_cpu or torch.compiler.is_compiling() or not ordinary():
             return None
         take = _native_step(native.library("cpu")) if _uses_cpp(x) and self._is_plain() else None
         try:
-            return None if take is None else _host.stepper(self._prepared(take))
+            if take is None:
+                return None
+            return _host.stepper(self._prepared(take) | (_moving(self.table) if moving else {}))
         except RuntimeError:  # a tensor of torch.func, which has no memory of its own
             return None
 
