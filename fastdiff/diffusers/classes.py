@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+import warnings
 from typing import Any
 
 import diffusers
@@ -35,7 +36,7 @@ def _made(base: Any) -> Any:
         "base": base,
         "parameters": inspect.signature(base.step).parameters,
         "annotation": str(inspect.signature(base.step).return_annotation),
-        "counter": _counter(base),
+        "_counts": _counter(base),
         "__doc__": f"{base.__name__} of diffusers with a fused step.",
         "__module__": base.__module__,  # what diffusers writes into model_index.json: it loads without fastdiff
     }
@@ -78,7 +79,16 @@ def convert(scheduler: Any) -> Any:
 
 
 def revert(scheduler: Any) -> Any:
-    """The plain diffusers scheduler again, in the same state."""
+    """The plain diffusers scheduler again, in the same state; a loop under way starts afresh where it stands.
+
+    Warns where that loop loses what it remembers of its steps.
+    """
+    run = getattr(scheduler, "_run", None)
+    if run is not None and run.plan.begin < run.next < len(scheduler.timesteps) and not run.plan.memoryless:
+        warnings.warn(
+            "a loop is under way: diffusers' scheduler goes on without the memory of its earlier steps",
+            stacklevel=2,
+        )
     return _as(scheduler, scheduler.base) if isinstance(scheduler, Fused) else scheduler
 
 

@@ -47,7 +47,7 @@ class Fused:
     """Those of diffusers' step."""
     annotation: ClassVar[str]
     """Of its result."""
-    counter: ClassVar[str | None] = None
+    _counts: ClassVar[str | None] = None
     """The attribute that counts diffusers' steps; None where each step finds its place by its timestep."""
     images: ClassVar[tuple[str, ...]] = ("variance_noise", "pred_original_sample")
     """Arguments of step() that hold an image."""
@@ -135,7 +135,10 @@ class Fused:
 
         blend: the noise of the step -> what its kernel blends in, solver_step_'s mask, known and known_noise.
         """
-        options, given, generator, return_dict = self._options(arguments)
+        read = self._options(arguments)
+        if read is None:
+            return None
+        options, given, generator, return_dict = read
         if model_output.shape != sample.shape or (generator is not None and "variance_noise" in options):
             return None
         run = self._entered(timestep, options)
@@ -148,9 +151,9 @@ class Fused:
         prev_sample, bound = run.take(
             images, self._bound, kind.result, **({} if blend is None else blend(noise))
         )
-        if self.counter:
+        if self._counts:
             setattr(
-                self, self.counter, run.next if self.counter == "_step_index" else run.next - run.plan.begin
+                self, self._counts, run.next if self._counts == "_step_index" else run.next - run.plan.begin
             )
         return result(self, line, prev_sample, images, bound, kind.extra, return_dict)
 
@@ -163,15 +166,19 @@ class Fused:
         if run is None:
             scaled: Tensor = self.base.scale_model_input(self, sample, *args, **kwargs)
             return scaled
-        if self.counter == "_step_index":
+        if self._counts == "_step_index":
             self._step_index = run.next
         if "is_scale_input_called" in vars(self):
             self.is_scale_input_called = True
         scale = run.plan.scales[run.row]
         return sample if scale == 1.0 else sample * scale
 
-    def _options(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor | None, Any, bool]:
-        """step()'s further arguments: those that differ from their defaults, an image, the generator, return_dict."""
+    def _options(
+        self, arguments: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], Tensor | None, Any, bool] | None:
+        """step()'s further arguments: those that differ from their defaults, an image, the generator, return_dict.
+
+        None where one is a tensor of which nothing is known, such as a timestep for each token."""
         given, generator, return_dict = None, None, self.parameters["return_dict"].default
         options = {}
         for name, value in arguments.items():
@@ -183,6 +190,8 @@ class Fused:
                 raise TypeError(f"{type(self).__name__}.step() got an unexpected keyword argument {name!r}")
             elif isinstance(value, Tensor):
                 image = name in self.images
+                if not image and value.numel() != 1:
+                    return None
                 given = value if image else given
                 options[name] = (
                     IMAGE if image else value_of(value, place_of(value, self.timesteps), self._times())
@@ -195,11 +204,13 @@ class Fused:
         """The run, standing at the step that `timestep` means; None if diffusers' own step must take it."""
         place = place_of(timestep, self.timesteps)
         run = self._run
+        if self._memo is not None and self._memo.outdated():
+            self._memo = None
         if run is not None and place is not None and place == run.place and run.memory is self._memo:
-            counted = self.counter != "_step_index" or self._step_index == run.next
+            counted = self._counts != "_step_index" or self._step_index == run.next
             if counted and run.options == options and run.row < len(run.plan.lines):
                 return run  # the next step of the same loop
-        run = (self._by_time if self.counter is None else self._by_count)(run, timestep, place, options)
+        run = (self._by_time if self._counts is None else self._by_count)(run, timestep, place, options)
         if run is None or run.row >= len(run.plan.lines):
             return None
         run.place, run.options, run.memory = place, dict(options), self._memo
@@ -222,15 +233,15 @@ class Fused:
     def _begin(self, run: Run | None, timestep: Any, place: int | None) -> int | None:
         """Where a new loop begins, or None if `timestep` carries on with the old one."""
         times = self._times()
-        index = getattr(self, self.counter or "", None)
+        index = getattr(self, self._counts or "", None)
         if run is not None and run.next < len(times):
-            counted = self.counter != "_step_index" or index == run.next
+            counted = self._counts != "_step_index" or index == run.next
             along = place is None or run.place is None or place == run.place
             if counted and along:
                 return None
             if along and index is not None:
                 return int(index)  # moved by hand
-        if self.counter != "_step_index":
+        if self._counts != "_step_index":
             value = value_of(timestep, place, times)
             return place if place is not None else times.index(value) if value in times else 0
         if run is None and index is not None:
@@ -273,7 +284,8 @@ class Fused:
         return memory
 
     def _snapshot(self) -> Memory:
-        return Memory.of(plain_copy(self.__getstate__(), self.base))
+        state = self.__getstate__()
+        return Memory.of(plain_copy(state, self.base), state.values())
 
     def _plan(self, begin: int, options: Mapping[str, Any]) -> Found:
         memory = self._memory()
@@ -283,7 +295,7 @@ class Fused:
             if isinstance(whole, TracedPlan) and whole.memoryless:
                 return whole
             times = self._arguments(memory.plain.timesteps)[begin:]
-            memory.plans[key] = find(memory, times, begin, options, alone=self.counter is None)
+            memory.plans[key] = find(memory, times, begin, options, alone=self._counts is None)
         return memory.plans[key]
 
     def _arguments(self, times: Tensor) -> list[Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,11 @@ class TracedPlan:
         """Whether no row reads anything of an earlier step."""
         return not self.ring and not self.reach
 
+    @functools.cached_property
+    def linked(self) -> bool:
+        """Whether any row reads the sample as the step before returned it."""
+        return any(line.linked for line in self.lines)
+
     @property
     def stochastic(self) -> bool:
         """Whether any row draws noise."""
@@ -69,7 +75,7 @@ Found = TracedPlan | Unfused
 @dataclass(eq=False)
 class Memory:
     """What is found once for a scheduler's state. plain: diffusers' own scheduler in that state, on the CPU, for copies
-    to be stepped; times: its timesteps; path: the Brownian path of the loop."""
+    to be stepped; times: its timesteps; path: the Brownian path of the loop; versions: of the scheduler's tensors."""
 
     plain: Any
     times: list[float]
@@ -78,11 +84,23 @@ class Memory:
     dtypes: dict[Hashable, Any] = field(default_factory=dict)
     path: Any = None
     output_class: tuple[type, list[str]] | None = None
+    versions: tuple[tuple[Tensor, int], ...] = ()
 
     @classmethod
-    def of(cls, plain: Any) -> Memory:
+    def of(cls, plain: Any, values: Iterable[Any]) -> Memory:
+        """values: the attributes of the scheduler itself, watched for changes in place."""
         times = getattr(plain, "timesteps", None)
-        return cls(plain, [] if times is None else times.tolist(), state_key(plain))
+        watched = [value for value in values if isinstance(value, Tensor) and not value.is_inference()]
+        return cls(
+            plain,
+            [] if times is None else times.tolist(),
+            state_key(plain),
+            versions=tuple((value, value._version) for value in watched),
+        )
+
+    def outdated(self) -> bool:
+        """Whether somebody has written into the scheduler's tensors since."""
+        return any(tensor._version != version for tensor, version in self.versions)
 
     def copy(self, begin: int) -> Any:
         """A scheduler to be stepped from step `begin`."""
@@ -165,7 +183,9 @@ def state_key(plain: Any) -> Hashable:
 
 def _frozen(value: Any) -> Hashable:
     if isinstance(value, Tensor):
-        return value.detach().cpu().contiguous().numpy().tobytes() if value.numel() <= 65536 else None
+        flat = value.detach().cpu().reshape(-1)
+        whole = flat.contiguous().view(torch.uint8).numpy().tobytes() if value.numel() <= 65536 else None
+        return value.dtype, tuple(value.shape), whole
     if isinstance(value, np.ndarray):
         return value.tobytes()
     if isinstance(value, (list, tuple)):

@@ -17,14 +17,24 @@ from fastdiff.diffusers.solving import Extra, Line
 
 
 class LazyTuple(tuple[Any, ...]):
-    """step()'s tuple: the sample, and further images that are computed when somebody reads them."""
+    """step()'s tuple: the sample, and further images that are computed when somebody reads them.
+
+    RuntimeError if what they are computed from was overwritten in between.
+    """
 
     _made: tuple[Any, ...] | None
     _source: tuple[Line, Images, Tensor | None, torch.dtype]
+    _versions: tuple[int, ...]
 
     def _whole(self) -> tuple[Any, ...]:
         if self._made is None:
-            self._made = (tuple.__getitem__(self, 0), *_extras(*self._source))
+            line, images, bound, dtype = self._source
+            if _versions(images) != self._versions:
+                raise RuntimeError(
+                    "the step's sample or model output was overwritten before its further results were read: "
+                    "read them first, or pass return_dict=True"
+                )
+            self._made = (tuple.__getitem__(self, 0), *_extras(line, images, bound, dtype))
         return self._made
 
     def __getitem__(self, key: Any) -> Any:
@@ -35,6 +45,28 @@ class LazyTuple(tuple[Any, ...]):
 
     def __reduce__(self) -> Any:
         return tuple, (self._whole(),)
+
+    def __repr__(self) -> str:
+        return repr(self._whole())
+
+    def __add__(self, other: Any) -> Any:
+        return self._whole() + tuple(other)
+
+    def __radd__(self, other: Any) -> Any:
+        return tuple(other) + self._whole()
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._whole()
+
+    def __eq__(self, other: object) -> bool:
+        return self._whole() == (tuple(other) if isinstance(other, tuple) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._whole())
+
+
+def _versions(images: Images) -> tuple[int, ...]:
+    return tuple(-1 if image is None or image.is_inference() else image._version for image in images)
 
 
 def result(
@@ -53,7 +85,9 @@ def result(
     if not line.extras:
         return (prev_sample,)
     made = LazyTuple((prev_sample, *line.extras))
-    made._made, made._source = None, (line, images, bound, dtype)
+    made._made, made._source, made._versions = None, (line, images, bound, dtype), _versions(images)
+    if images.sample.is_inference() or images.output.is_inference():
+        made._whole()  # nobody could tell later whether they were overwritten
     return made
 
 

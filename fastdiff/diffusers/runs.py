@@ -29,8 +29,8 @@ class Run:
     """One loop over the steps of a plan.
 
     next: the step expected; place: where in scheduler.timesteps it is expected; options, memory: what the plan was
-    found with; samples: those given, newest first; state: the float32 state behind a sample of lower precision; returned:
-    the sample last returned, and its version.
+    found with; samples: those given, newest first; returned: the sample last returned, and its version; state: what
+    that is a copy of, in float32 for a sample of lower precision.
     """
 
     plan: TracedPlan
@@ -62,7 +62,7 @@ class Run:
         output, sample, noise, given = images
         row = self.row
         line = self.plan.lines[row]
-        same = sample is self.returned and _version(sample) == self.version
+        same = sample is self.returned and sample._version == self.version
         x = self._state(sample, same)
         folded = line.linked and same
         table, numbers = self._table(x.device, folded)
@@ -72,9 +72,7 @@ class Run:
             following = self._functional(row, x, output, table, numbers[row], anchor, noise, bound, blend)
             returned = following.to(dtype)
         else:
-            following = torch.empty_like(x)
-            rounded = None if dtype == x.dtype else torch.empty_like(x, dtype=dtype)
-            ring = self._ring_like(x) if self.plan.ring else None
+            following, rounded, ring = self._made(x, dtype)
             ops.solver_step_(
                 following, output, table, numbers[row], anchor=anchor, history=ring, noise=noise, bound=bound,
                 source=x, input=rounded, **blend,
@@ -83,10 +81,20 @@ class Run:
         if self.plan.reach:
             self.samples = [x, *self.samples[: self.plan.reach - 1]]
         self.state = None if following is returned else following
-        self.returned, self.version = returned, _version(returned)
+        self.returned, self.version = returned, returned._version
         self.next += 1
         self.place = None if self.place is None else self.place + 1
         return returned, bound
+
+    def _made(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What a step writes: the next state, the same to return if that is another tensor, the history."""
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):  # else nobody could tell whether they were written to since
+                return self._made(x, dtype)
+        # A corrector needs its last result as it was, even where the caller writes into what was returned.
+        apart = dtype != x.dtype or self.plan.linked
+        rounded = torch.empty_like(x, dtype=dtype) if apart else None
+        return torch.empty_like(x), rounded, self._ring_like(x) if self.plan.ring else None
 
     def _table(self, device: torch.device, folded: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         key = (self.plan, device, folded)
@@ -142,7 +150,3 @@ class Run:
         )  # fmt: skip
         self.values.append(step.value)
         return step.x
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

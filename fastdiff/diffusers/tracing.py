@@ -117,7 +117,7 @@ def plain_copy(state: Mapping[str, Any], base: type) -> Any:
     """A scheduler of class `base` in that state, its tensors on the CPU."""
     plain: Any = object.__new__(base)
     for name, value in state.items():
-        # a method put in place of its class's, as by `scheduler.step = torch.compile(scheduler.step)`, is not diffusers'
+        # `scheduler.step = torch.compile(scheduler.step)` puts a method among the attributes: it is not diffusers'
         if name != "_run" and not inspect.isfunction(getattr(base, name, None)):
             vars(plain)[name] = _on_cpu(value)
     return plain
