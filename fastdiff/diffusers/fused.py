@@ -314,6 +314,8 @@ class Fused:
     def _bound(self, x: Tensor, output: Tensor, table: Tensor, row: Tensor) -> Tensor:
         """The bounds of dynamic thresholding (arXiv:2205.11487): float32 [B]."""
         config = self.config  # type: ignore[attr-defined]
+        if config.sample_max_value < 1:  # diffusers clamps the quantile to [1, most], where torch lets most win
+            return x.new_full((len(x),), config.sample_max_value, dtype=torch.float32)
         return ops.dynamic_bound(
             x, output, table, row, quantile=config.dynamic_thresholding_ratio, most=config.sample_max_value
         )

@@ -145,6 +145,8 @@ def _trace(
         unfolded, ring = table(found)
     except NotLinear as refused:
         return Unfused(str(refused))
+    except (RuntimeError, AttributeError) as error:  # of the symbols, which have neither channels nor pixels
+        return Unfused(f"it looks into the image, at its channels or pixels ({type(error).__name__} on symbols)")
     except Exception as error:  # the scheduler's own complaint, which its own step will make again
         return Unfused(f"{type(error).__name__}: {error}")
     folded = unfolded.copy()

@@ -83,6 +83,9 @@ class Run:
         self.state = None if following is returned else following
         self.returned, self.version = returned, returned._version
         self.next += 1
+        if self.row == len(self.plan.lines):  # the loop is over: its images are the caller's alone
+            self.ring = self.state = self.returned = None
+            self.values, self.samples = [], []
         self.place = None if self.place is None else self.place + 1
         return returned, bound
 
