@@ -37,8 +37,10 @@ def is_arranged(model: nn.Module) -> bool:
 
 
 def pays(model: nn.Module) -> bool:
-    """Whether channels-last was seen to make models of this kind faster where this one is."""
-    return False
+    """Whether channels-last makes convolutions faster where this model is: in half precision on CUDA, whose matrix
+    units work in that order (PyTorch's channels-last guide). On CPUs the difference was within the noise."""
+    weight = next(_weights(model), None)
+    return weight is not None and weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16)
 
 
 def why_not(model: nn.Module) -> str | None:

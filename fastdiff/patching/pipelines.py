@@ -30,7 +30,7 @@ def accelerate(
 
     schedulers: each scheduler becomes fastdiff.diffusers' of the same class, in the same state.
     norms: GroupNorms of UNets and VAEs, with the activation and the time embedding around them, run in one kernel.
-    memory_format: "channels_last" for 2-D convolutions, "keep", or "auto": channels-last where that was seen to pay.
+    memory_format: "channels_last" for 2-D convolutions, "keep", or "auto": channels-last in half precision on CUDA.
     graph: on a GPU, the denoisers' calls are replayed from CUDA graphs, one for each shape, where that can be
         (docs/graphs.md); `pipe.unet.forward.report` counts them.
 
