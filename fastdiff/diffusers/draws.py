@@ -54,7 +54,7 @@ class _Watch(TorchFunctionMode):
 def _observed(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: torch.dtype) -> Dtypes:
     """diffusers' own step on two numbers, until one has drawn noise."""
     plain = scheduler._memory().copy(plan.begin)
-    image = torch.zeros(1, 2, dtype=sample, device="cpu")
+    image = torch.zeros(1, 2, 1, 1, dtype=sample, device="cpu")  # dynamic thresholding asks for more than two dims
     given = {name: image if value is IMAGE else value for name, value in scheduler.usual.items()}
     if "generator" in scheduler.parameters:
         given["generator"] = torch.Generator().manual_seed(0)  # no draw of the caller's is spent
