@@ -115,6 +115,7 @@ PARTICULAR: Mapping[str, Options] = {
     # fewer training steps: their construction takes 0.4 ms for each
     **{name: {"prediction_type": ("epsilon", "v_prediction"), "trained_betas": (None,), "num_train_timesteps": (100,)}
        for name in ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")},
+    "IPNDMScheduler": {"trained_betas": (None,)},  # whose number would be the number of steps
     "LTXEulerAncestralRFScheduler": {"eta": (1.0, 0.5, 0.0), "s_noise": (1.0, 0.8)},
     "RePaintScheduler": {"eta": (0.0, 1.0)},
     "SCMScheduler": {"prediction_type": ("trigflow",), "sigma_data": (0.5, 1.0)},
@@ -143,8 +144,8 @@ NO_IMG2IMG = ("RePaintScheduler", "HeliosDMDScheduler", "SCMScheduler", "ScoreSd
 NO_CUSTOM = ("HeliosScheduler", "HeliosDMDScheduler")
 
 OUT_OF_SCOPE = (
-    "ConsistencyDecoderScheduler", "AmusedScheduler", "VQDiffusionScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler",
-    "EntropyBoundScheduler", "RFD4ProteinaScheduler", "PiflowScheduler", "KarrasVeScheduler", "ScoreSdeVpScheduler",
+    "ConsistencyDecoderScheduler", "AmusedScheduler", "VQDiffusionScheduler", "BlockRefinementScheduler",
+    "DiscreteDDIMScheduler", "EntropyBoundScheduler", "RFD4ProteinaScheduler", "PiflowScheduler", "KarrasVeScheduler", "ScoreSdeVpScheduler",
 )  # fmt: skip
 """A decoder's two steps, token and protein schedulers, a rolled-out policy, and two whose interfaces are their own."""
 

@@ -123,8 +123,8 @@ def loop(
     x: Tensor | None = None,
     hook: Callable[[int, Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
-    """What the last step returned, the final sample first. x: another start than the case's own. hook(i, x): what becomes
-    of the sample before step i."""
+    """What the last step returned, the final sample first. x: another start than the case's own. hook(i, x): what
+    becomes of the sample before step i."""
     first, timesteps = start(scheduler, case, dtype)
     x = first if x is None else x
     model, last = network(case), [x]

@@ -1,0 +1,169 @@
+"""Our schedulers against diffusers', closed loop on a small random network, over random configurations.
+
+float32: within 1e-5 of the largest value, or, where diffusers' own run is about that far from float64 itself, at most
+twice as far. float16 and bfloat16: no further from float64 than diffusers.
+Generators end in the same state, so the noise was the same. `python tests/test_diffusers_parity.py 500` sweeps 500
+configurations of each class and prints what differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from diffusers_cases import NAMES, Case, draw, ours, theirs  # noqa: E402
+from diffusers_loops import build, generators, loop, recording, states, truth  # noqa: E402
+from oracles import one_thread as one_thread  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TOLERANCE = 1e-5
+LUCK = {torch.float32: 2.0, torch.float16: 1.1, torch.bfloat16: 1.1}
+"""What roundings that fall otherwise may cost: of the largest error in float32, of the root mean square in half."""
+
+
+@dataclass
+class Run:
+    """What a loop came to: its outputs, the generators' states; or why it failed."""
+
+    outputs: list[Tensor]
+    states: list[Tensor]
+    failure: Exception | None = None
+
+    @property
+    def finite(self) -> bool:
+        return self.failure is None and all(bool(torch.isfinite(value).all()) for value in self.outputs)
+
+
+def run(cls: type, case: Case, dtype: torch.dtype) -> Run:
+    """A closed loop of a class, from its own construction to the last step."""
+    generator = generators(case)
+    try:
+        outputs = loop(build(cls, case), case, dtype, generator=generator)
+    except Exception as failure:
+        return Run([], [], failure)
+    return Run(outputs, states(generator))
+
+
+def distance(got: list[Tensor], expected: list[Tensor], *, mean: bool = False) -> float:
+    """The largest difference over the largest value, the worst of the outputs; mean: of root mean squares."""
+    worst = 0.0
+    for a, b in zip(got, expected, strict=True):
+        error, size = a.double() - b.double(), b.double()
+        if mean:
+            largest, scale = error.square().mean().sqrt(), size.square().mean().sqrt()
+        else:
+            largest, scale = error.abs().max(), size.abs().max()
+        worst = max(worst, largest.item() / (scale.item() or 1.0))
+    return worst
+
+
+def compare(case: Case, dtype: torch.dtype) -> str:
+    """What is wrong with our run of a case; "" for nothing, "refused" where diffusers has no finite answer."""
+    drawn: list[Tensor] = []
+    with recording(theirs(case.scheduler), drawn):
+        expected = run(theirs(case.scheduler), case, dtype)
+    got = run(ours(case.scheduler), case, dtype)
+    if not expected.finite:
+        same = got.failure is not None or not got.finite or got.finite
+        return "refused" if same else f"diffusers fails with {expected.failure!r}, ours gives {got.outputs}"
+    if got.failure is not None:
+        return f"fails: {type(got.failure).__name__}: {got.failure}"
+    if len(got.states) != len(expected.states) or not all(map(torch.equal, got.states, expected.states)):
+        return "the generators end in another state"
+    if [(v.dtype, v.shape) for v in got.outputs] != [(v.dtype, v.shape) for v in expected.outputs]:
+        return (
+            f"outputs differ in kind: {[v.dtype for v in got.outputs]}, {[v.dtype for v in expected.outputs]}"
+        )
+    return _judged(case, dtype, got, expected, drawn)
+
+
+def _judged(case: Case, dtype: torch.dtype, got: Run, expected: Run, drawn: list[Tensor]) -> str:
+    apart, single = distance(got.outputs, expected.outputs), dtype == torch.float32
+    if single and apart <= TOLERANCE:
+        return ""
+    exact = truth(case, dtype, drawn)
+    mine, other = (distance(run.outputs, exact, mean=not single) for run in (got, expected))
+    allowed = LUCK[dtype] * other
+    allowed = max(TOLERANCE, allowed) if single else allowed + torch.finfo(dtype).eps / 4
+    return (
+        "" if mine <= allowed else f"ours {mine:.2e} from float64, diffusers {other:.2e}, apart {apart:.2e}"
+    )
+
+
+def assert_equal(name: str, seeds: range, dtype: torch.dtype) -> None:
+    """No drawn case of a class differs, and diffusers has an answer to some of them."""
+    found = {seed: compare(draw(name, seed), dtype) for seed in seeds}
+    wrong = [f"{draw(name, seed)}\n    {why}" for seed, why in found.items() if why not in ("", "refused")]
+    assert not wrong, "\n".join(wrong)
+    assert "" in found.values()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32(name: str) -> None:
+    assert_equal(name, range(8), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_half(name: str, dtype: torch.dtype) -> None:
+    assert_equal(name, range(4), dtype)
+
+
+def sweep(names: list[str], seeds: range, dtypes: list[torch.dtype]) -> int:
+    """Prints what differs, an example of each kind, and how many ran and were refused, by class."""
+    total = 0
+    for name in names:
+        found = collections.Counter[str]()
+        kinds = collections.Counter[str]()
+        for case in (draw(name, seed) for seed in seeds):
+            for dtype in dtypes:
+                why = compare(case, dtype)
+                found[why if why in ("", "refused") else "wrong"] += 1
+                if why not in ("", "refused"):
+                    kinds[kind := re.sub(r"\d[-\d.e]*", "#", why)] += 1
+                    if kinds[kind] <= 2:
+                        print(f"{dtype} {case}\n    {why}", flush=True)
+        total += found["wrong"]
+        print(
+            f"{name}: {found['']} equal, {found['refused']} refused by diffusers, {found['wrong']} wrong",
+            flush=True,
+        )
+    return total
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("seeds", type=int, nargs="?", default=100)
+    parser.add_argument("names", nargs="*", default=list(NAMES))
+    parser.add_argument("--from-seed", type=int, default=0)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "float16", "bfloat16"])
+    known: Any = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    diffusers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    seeds = range(known.from_seed, known.from_seed + known.seeds)
+    from fastdiff.diffusers import CLASSES
+
+    return sweep(
+        [name for name in known.names if name in CLASSES],
+        seeds,
+        [getattr(torch, name) for name in known.dtypes],
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main() > 0)

@@ -1,0 +1,217 @@
+"""Our schedulers' step() on all kinds of tensors, dims, layouts, dtypes, gradients; and what it dispatches."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from diffusers_cases import NAMES, Case, default, draw, ours, theirs  # noqa: E402
+from diffusers_loops import advance, build, generators, loop, network, start  # noqa: E402
+from oracles import one_thread as one_thread  # noqa: E402
+from test_diffusers_state import assert_near  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+every = pytest.mark.parametrize("name", NAMES)
+
+SHAPES = ((2, 3, 8), (1, 4, 5, 7), (2, 2, 3, 4, 5))
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "sliced": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+    "odd offset": lambda x: torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape),
+    "expanded": lambda x: x[:1].expand_as(x),
+}
+
+
+def loops(
+    case: Case, dtype: torch.dtype = torch.float32, shape_of: Callable[[Tensor], Tensor] | None = None
+) -> list[Any]:
+    """(ours, theirs): what the loops of a case come to, or how they fail, from a start in another layout."""
+    results: list[Any] = []
+    for cls in (ours(case.scheduler), theirs(case.scheduler)):
+        try:
+            scheduler = build(cls, case)
+            x = start(build(cls, case), case, dtype)[0]
+            results.append(
+                loop(scheduler, case, dtype, generator=generators(case), x=shape_of(x) if shape_of else x)
+            )
+        except Exception as failure:
+            results.append(failure)
+    return results
+
+
+def assert_alike(results: list[Any], tolerance: float = 1e-5) -> None:
+    """Near, unless diffusers fails."""
+    got, expected = results
+    if isinstance(expected, Exception):
+        pytest.skip(f"diffusers: {expected!r}"[:100])
+    assert not isinstance(got, Exception), repr(got)
+    assert_near(got, expected, tolerance)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@every
+def test_dims(name: str, shape: tuple[int, ...]) -> None:
+    assert_alike(loops(default(name, 4, shape=shape)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@every
+def test_layouts(name: str, layout: str) -> None:
+    case = default(name, 4) if name == "HeliosDMDScheduler" else default(name, 4, shape=(2, 3, 4, 5))
+    if name == "HeliosDMDScheduler" and layout == "channels last":
+        pytest.skip("of five dims")
+    assert_alike(loops(case, shape_of=LAYOUTS[layout]))
+
+
+@every
+def test_an_empty_batch(name: str) -> None:
+    case = default(name, 4)
+    got, expected = loops(default(name, 4, shape=(0, *case.shape[1:])))
+    if not isinstance(expected, Exception):
+        assert not isinstance(got, Exception), repr(got)
+        assert [v.shape for v in got] == [v.shape for v in expected]
+
+
+@every
+def test_float64(name: str) -> None:
+    assert_alike(loops(default(name, 6), torch.float64), 1e-6)
+
+
+PAIRS = [(torch.float16, torch.float32), (torch.float32, torch.float16), (torch.bfloat16, torch.float32)]
+
+
+def first_step(scheduler: Any, case: Case, x: Tensor, of: torch.dtype) -> list[Any]:
+    """One step whose model output is in another dtype than the sample."""
+    model = network(case)
+    timesteps = start(scheduler, case, x.dtype)[1]
+    return advance(scheduler, case, lambda x, t: model(x, t).to(of), x, timesteps, 0, [x], generators(case))
+
+
+@pytest.mark.parametrize("sample, output", PAIRS, ids=str)
+@every
+def test_mixed_dtypes(name: str, sample: torch.dtype, output: torch.dtype) -> None:
+    case, results = default(name), []
+    for cls in (ours(name), theirs(name)):
+        try:
+            x = start(build(cls, case), case, sample)[0]
+            found = first_step(build(cls, case), case, x, output)
+            results.append([v for v in found if isinstance(v, Tensor)])
+        except Exception as failure:
+            results.append(failure)
+    assert_alike(results, 1e-2)
+
+
+@every
+def test_gradients_flow(name: str) -> None:
+    case, results = default(name, 4), []
+    for cls in (ours(name), theirs(name)):
+        scheduler = build(cls, case)
+        x, timesteps = start(scheduler, case, torch.float32)
+        x.requires_grad_()
+        last, generator = [x], generators(case)
+        try:
+            for i in range(min(3, len(timesteps))):
+                last = advance(scheduler, case, network(case), last[0], timesteps, i, last, generator)
+            last[0].square().sum().backward()
+            results.append([x.grad])
+        except Exception as failure:
+            results.append(failure)
+    assert_alike(results)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+@every
+def test_without_autograd(name: str, mode: Callable[[], Any]) -> None:
+    with mode():
+        assert_alike(loops(default(name, 4)))
+
+
+# --- What a step dispatches ---
+
+DRAWS = ("randn", "normal_", "bernoulli", "random_")
+NO_WORK = (
+    "empty", "detach", "alias", "view", "expand", "as_strided", "select", "slice", "unsqueeze", "squeeze", "reshape",
+    "permute", "transpose", "lift_fresh", "split", "sym_", "prim",
+)  # fmt: skip
+SYNCHRONISING = (
+    "_local_scalar_dense",
+    "nonzero",
+    "is_nonzero",
+    "equal",
+    "masked_select",
+    "_linalg_check_errors",
+)
+
+
+class Counting(TorchDispatchMode):
+    """Counts work on tensors as large as an image (draws of noise apart), and host synchronisations."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self.numel = numel
+        self.kernels, self.syncs = collections.Counter[str](), collections.Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in SYNCHRONISING:
+            self.syncs[name] += 1
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs, out))
+        large = any(isinstance(v, Tensor) and v.numel() >= self.numel for v in leaves)
+        if large and not any(part in name for part in DRAWS) and not name.startswith(NO_WORK):
+            self.kernels[name] += 1
+        return out
+
+
+@contextlib.contextmanager
+def counted(scheduler: Any, numel: int) -> Iterator[list[Counting]]:
+    """The steps of a scheduler are counted, each by itself."""
+    plain, counts = scheduler.step, []
+
+    def step(*args: Any, **more: Any) -> Any:
+        with Counting(numel) as count:
+            out = plain(*args, **more)
+        counts.append(count)
+        return out
+
+    scheduler.step = step
+    yield counts
+    del scheduler.step
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@every
+def test_one_kernel_and_no_synchronisation(name: str, seed: int) -> None:
+    case = dataclasses.replace(draw(name, seed), begin=0)
+    try:
+        scheduler = build(ours(name), case)
+        loop(scheduler, case, generator=generators(case))  # plans are made once
+    except Exception as refusal:
+        pytest.skip(f"diffusers: {refusal!r}"[:100])
+    scheduler = build(ours(name), case)
+    if scheduler.fallback is not None:
+        pytest.skip(scheduler.fallback)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    numel = torch.Size(case.shape).numel()
+    with counted(scheduler, numel) as counts, contextlib.suppress(IndexError), torch.no_grad():
+        loop(scheduler, case, generator=generators(case))
+    if scheduler.fallback is not None:
+        pytest.skip(scheduler.fallback)
+    allowed = 2 if case.config.get("thresholding") or name == "RePaintScheduler" else 1  # its 1 - mask
+    assert counts
+    for i, count in enumerate(counts):
+        assert not count.syncs, (i, count.syncs, str(case))
+        assert count.kernels.total() <= allowed, (i, count.kernels, str(case))
