@@ -162,7 +162,10 @@ class Fused:
         timestep = args[0] if args else kwargs.get("timestep")
         if torch.compiler.is_compiling():
             return sample if timestep is None else compiled.scale_model_input(self, sample, timestep)
-        run = None if timestep is None else self._entered(timestep, {})
+        try:
+            run = None if timestep is None else self._entered(timestep, {})
+        except (IndexError, TypeError, ValueError):
+            run = None  # no timestep of this schedule: diffusers' own says so where it minds
         if run is None:
             scaled: Tensor = self.base.scale_model_input(self, sample, *args, **kwargs)
             return scaled
@@ -314,7 +317,11 @@ class Fused:
     def _bound(self, x: Tensor, output: Tensor, table: Tensor, row: Tensor) -> Tensor:
         """The bounds of dynamic thresholding (arXiv:2205.11487): float32 [B]."""
         config = self.config  # type: ignore[attr-defined]
-        if config.sample_max_value < 1:  # diffusers clamps the quantile to [1, most], where torch lets most win
+        if config.sample_max_value < 1:  # as torch.clamp(min=1, max=...) has it: the most wins
+            return x.new_full((len(x),), config.sample_max_value)
+        if (
+            config.sample_max_value < 1
+        ):  # diffusers clamps the quantile to [1, most], where torch lets most win
             return x.new_full((len(x),), config.sample_max_value, dtype=torch.float32)
         return ops.dynamic_bound(
             x, output, table, row, quantile=config.dynamic_thresholding_ratio, most=config.sample_max_value
