@@ -145,7 +145,8 @@ NO_CUSTOM = ("HeliosScheduler", "HeliosDMDScheduler")
 
 OUT_OF_SCOPE = (
     "ConsistencyDecoderScheduler", "AmusedScheduler", "VQDiffusionScheduler", "BlockRefinementScheduler",
-    "DiscreteDDIMScheduler", "EntropyBoundScheduler", "RFD4ProteinaScheduler", "PiflowScheduler", "KarrasVeScheduler", "ScoreSdeVpScheduler",
+    "DiscreteDDIMScheduler", "EntropyBoundScheduler", "RFD4ProteinaScheduler", "PiflowScheduler",
+    "KarrasVeScheduler", "ScoreSdeVpScheduler",
 )  # fmt: skip
 """A decoder's two steps, token and protein schedulers, a rolled-out policy, and two whose interfaces are their own."""
 
