@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
+import pickle
 import threading
 import weakref
 
@@ -288,10 +290,10 @@ def test_a_number_of_loops_is_kept_and_none_outlives_its_model(x, stand_in):
     net = Net().eval()
     for size in range(4, 12):
         check(net, torch.randn(1, 3, size, size))
-    loops = next(iter(graph_run._LOOPS[net].values()))
+    loops = next(iter(graph_run._kept_by(net).loops.values()))
     assert len(loops.cache.entries) == graph_run.MOST and stand_in[0].settled == 8 - graph_run.MOST
     graphs.clear(net)
-    assert net not in graph_run._LOOPS and not loops.cache.entries
+    assert graph_run._kept_by(net) is None and not loops.cache.entries
     check(net, x)
     graphs.clear()
     check(net, x)
@@ -300,6 +302,49 @@ def test_a_number_of_loops_is_kept_and_none_outlives_its_model(x, stand_in):
     del net, loops
     gc.collect()
     assert known() is None and input() is None
+
+
+@pytest.mark.parametrize("way", ["a method", "a part that refers back", "a list"])
+def test_a_model_that_refers_to_itself_is_freed(x, stand_in, way):
+    net = Net().eval()
+    if way == "a method":
+        net.again = net.forward
+    elif way == "a list":
+        net.all = [net]
+    else:
+        net.conv.owner = (net,)
+    check(net, x)
+    known = weakref.ref(net)
+    stand_in.clear()
+    del net
+    gc.collect()
+    assert known() is None
+
+
+def test_copies_and_pickles_have_no_graphs(net, x, stand_in):
+    check(net, x)
+    keys = set(net.state_dict())
+    for other in (copy.copy(net), copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert graph_run._kept_by(other) is None and set(other.state_dict()) == keys
+        other.strength = 0.7
+        check(other, x)
+    check(net, x)
+    assert [s.records for s in stand_in] == [1, 1, 1, 1]
+
+
+def test_a_function_that_wraps_another_has_graphs_of_its_own(net, x, stand_in):
+    def inner(x, t):
+        return net(x, t)
+
+    check(inner, x)
+
+    @functools.wraps(inner)
+    def outer(x, t):
+        return inner(x, t) * 2
+
+    check(outer, x)
+    check(inner, x)
+    assert [s.records for s in stand_in] == [1, 1]
 
 
 def test_inference_mode(net, x, stand_in):
@@ -347,8 +392,16 @@ class Counts(Net):
         return super().forward(x, t, **more)
 
 
-class Unhashable(Net):
-    __hash__ = None
+class Slotted:
+    """It has no place for anything."""
+
+    __slots__ = ("__weakref__",)
+
+    def eval(self):
+        return self
+
+    def __call__(self, x, t):
+        return x * 0.5
 
 
 def hooked():
@@ -361,7 +414,7 @@ REFUSED = {
     "reads on the host": (Reads, {}, "cannot be captured"),
     "changes itself": (Counts, {}, "own attributes"),
     "hooks": (hooked, {}, "hooks"),
-    "unhashable": (Unhashable, {}, "kept beside their model"),
+    "without attributes": (Slotted, {}, "kept with their model"),
     "unknown conditioning": (Net, {"conditioning": {"extra": iter([])}}, "conditioning"),
     "gradients": (Net, {"differentiable": True}, "gradients"),
     "adaptive": (Net, {"sampler": "dpm_adaptive"}, "chooses? its steps"),

@@ -49,6 +49,20 @@ def replace_data(m):
     m[0].linear.weight.data = m[0].linear.weight.data.clone()
 
 
+def same_memory(m, change):
+    weight = m[0].linear.weight
+    weight.data = change(weight.data)
+
+
+class Model(nn.Sequential):
+    """Its class is one that tests may change."""
+
+    factor = 2.0
+
+    def forward(self, x):
+        return super().forward(x) * self.factor
+
+
 CHANGES = {
     "an attribute": lambda m: setattr(m[1], "scale", 0.25),
     "a dict's value": lambda m: m[0].scaling.update(default=2.0),
@@ -59,6 +73,9 @@ CHANGES = {
     "an object of another class": lambda m: setattr(m[1], "processor", Other()),
     "a parameter": lambda m: setattr(m[0].linear, "weight", nn.Parameter(torch.zeros(4, 4))),
     "a parameter's memory": replace_data,
+    "the same memory transposed": lambda m: same_memory(m, torch.t),
+    "the same memory, less of it": lambda m: same_memory(m, lambda data: data[:2]),
+    "the same memory as another dtype": lambda m: same_memory(m, lambda data: data.view(torch.bfloat16)),
     "a buffer": lambda m: setattr(m[0], "table", torch.zeros(3)),
     "a plain tensor": lambda m: setattr(m[0], "loose", torch.zeros(2)),
     "a module": lambda m: setattr(m[0], "linear", nn.Linear(4, 4)),
@@ -85,6 +102,29 @@ def test_noticed_once(name):
 def in_place(m):
     with torch.no_grad():
         m[0].linear.weight.add_(1)
+
+
+@pytest.mark.parametrize(
+    "name", ["a method", "a class's value", "a processor's method", "a base's method", "a new one"]
+)
+def test_changes_of_classes_are_noticed(name, monkeypatch):
+    m = Model(Part(), Part()).eval()
+    watch = Watch(m)
+    assert not watch.changed()
+    if name == "a method":
+        monkeypatch.setattr(Part, "forward", lambda self, x: x)
+    elif name == "a class's value":
+        monkeypatch.setattr(Model, "factor", 3.0)
+    elif name == "a processor's method":
+        monkeypatch.setattr(Processor, "__call__", lambda self: 1, raising=False)
+    elif name == "a base's method":
+        monkeypatch.setattr(nn.Linear, "forward", lambda self, x: x)
+    else:
+        monkeypatch.setattr(Model, "__call__", lambda self, x: x, raising=False)
+    assert watch.changed()
+    assert not watch.changed()
+    monkeypatch.undo()
+    assert watch.changed()
 
 
 SAME = {

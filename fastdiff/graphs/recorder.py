@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -54,13 +55,17 @@ class CudaRecorder:
         self.device = torch.device(
             "cuda", torch.cuda.current_device() if device.index is None else device.index
         )
-        self.pool: Any = None  # CUDAGraph.pool()'s, from the first capture on
+        self.pool: Any = None  # CUDAGraph.pool()'s
+        self.graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()  # those in this pool
         self.done: torch.cuda.Event | None = None
 
     def record(self, function: Callable[[], T]) -> tuple[Replay, T]:
         """Warms up and captures on a stream of its own. Synchronises, once."""
         stream = torch.cuda.Stream(self.device)
         graph = torch.cuda.CUDAGraph()
+        alive = list(self.graphs)  # held until the capture ends
+        # A pool goes with the last graph in it, and PyTorch refuses its number while its memory is still cached.
+        pool = self.pool if alive else None
         with self._one_at_a_time, torch.cuda.device(self.device):
             current = torch.cuda.current_stream(self.device)
             stream.wait_stream(current)
@@ -69,16 +74,15 @@ class CudaRecorder:
                     function()
             try:
                 # Other threads may go on allocating: their calls are no part of the graph and do not break it.
-                with torch.cuda.graph(
-                    graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"
-                ):
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                     made = function()
             except BaseException:
                 torch.cuda.set_stream(current)  # which torch.cuda.graph leaves, should its own end fail
-                self.pool = None  # never again into a pool that a capture was broken off in
+                self.graphs.clear()  # never again into a pool that a capture was broken off in
                 raise
             current.wait_stream(stream)
-        self.pool = self.pool or graph.pool()
+        self.pool = pool or graph.pool()
+        self.graphs.add(graph)
         return graph.replay, made
 
     @contextmanager

@@ -18,6 +18,7 @@ from fastdiff.graphs.cache import Cache
 from fastdiff.graphs.inputs import Unknown, described, device_of
 from fastdiff.graphs.loop import Loop, key_of, kinds
 from fastdiff.graphs.recorder import RECORDERS, CannotCapture, aside, reason_of
+from fastdiff.graphs.watch import OWN
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +96,14 @@ def walked(run: Run, *, must: bool) -> Tensor:
 def clear(model: Callable[..., Tensor] | None = None) -> None:
     """Forgets the captured loops of a model, or of all of them, and gives their memory back."""
     with _lock:
-        for owner in [_owner(model)] if model is not None else list(_LOOPS):
-            for loops in (_LOOPS.pop(owner, None) or {}).values():
-                loops.cache.drop()
+        kept = [_kept_by(_owner(model))] if model is not None else list(_ALL)
+        for each in kept:
+            if each is not None:
+                owner = each.owner()
+                if owner is not None:
+                    vars(owner).pop(OWN, None)
+                for loops in each.loops.values():
+                    loops.cache.drop()
 
 
 def _without(run: Run, error: CannotCapture, must: bool) -> Tensor:
@@ -141,7 +147,20 @@ def _layout(run: Run) -> Tensor:
     return output if output.stride() != run.x.stride() and ops.is_dense(output) else run.x
 
 
-_LOOPS: weakref.WeakKeyDictionary[Any, dict[Any, Loops]] = weakref.WeakKeyDictionary()
+class Kept:
+    """The loops of a model, among its attributes: they may reach the model themselves, and then go with it as any
+    cycle does. A copy of the model, or what a pickle brings back, has none."""
+
+    def __init__(self, owner: object) -> None:
+        self.owner = weakref.ref(owner)
+        self.loops: dict[Any, Loops] = {}
+        _ALL.add(self)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
+_ALL: weakref.WeakSet[Kept] = weakref.WeakSet()
 _lock = threading.Lock()
 
 
@@ -150,14 +169,24 @@ def _owner(model: Any) -> Any:
     return model.__self__ if isinstance(model, types.MethodType) else model
 
 
+def _kept_by(owner: Any) -> Kept | None:
+    """What this object keeps, and not one that it was copied from."""
+    kept = getattr(owner, "__dict__", {}).get(OWN)
+    return kept if isinstance(kept, Kept) and kept.owner() is owner else None
+
+
 def _loops_of(model: Any, device: torch.device) -> Loops:
     owner = _owner(model)
     key = getattr(model, "__func__", None), device
     try:
         with _lock:
-            known = _LOOPS.setdefault(owner, {})
-            if key not in known:
-                known[key] = Loops(owner, device)
-            return known[key]
+            kept = _kept_by(owner)
+            if kept is None:
+                kept = vars(owner)[OWN] = Kept(owner)
+            if key not in kept.loops:
+                kept.loops[key] = Loops(owner, device)
+            return kept.loops[key]
     except TypeError as error:
-        raise CannotCapture(f"graphs are kept beside their model, and this one cannot be: {error}") from None
+        raise CannotCapture(
+            f"graphs are kept with their model, and this one cannot keep any: {error}"
+        ) from None

@@ -35,10 +35,15 @@ COMPILED = "it is compiled, which has graphs of its own (torch.compile with mode
 GRAPH_SAFE = "graph_safe"
 """An attribute that says of a function put in place of a module's forward that a graph may hold what it launches."""
 
+OWN = "_fastdiff_loops"
+"""The attribute where a model's captured loops are kept, which is no part of what it computes."""
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _UNREAD = frozenset(
     name for name in vars(nn.Module()) if "hooks" in name or name == "_non_persistent_buffers_set"
-)
+) | {OWN}
+_CHANGEABLE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by a class statement
+_shape, _dtype = operator.attrgetter("shape"), operator.attrgetter("dtype")
 
 
 class Watch:
@@ -85,6 +90,9 @@ class _State:
         self.lists: list[list[Any] | set[Any]] = []
         self.cells: list[types.CellType] = []
         self.globals: list[tuple[dict[str, Any], str]] = []
+        self.scopes: dict[
+            type, types.MappingProxyType[str, Any]
+        ] = {}  # of the classes, whose methods may change
         self.hooks: list[dict[Any, Any]] = []
         self._seen: dict[int, int] = {id(item): -1 for item in (*skip, model)}
         self._kept: list[object] = []  # so that no other object takes the number of one that was seen
@@ -93,7 +101,7 @@ class _State:
         self.modules = [module for module in self.modules if module is not model]  # which is not held
         self.hooked = any(self.hooks)
         self.classes = list(map(type, self.modules))
-        self.addresses = list(map(Tensor.data_ptr, self.tensors))
+        self.geometry = self._geometry()
         self.devices = {t.device for t in self.tensors if t.dim() or not t.is_cpu}
 
     def same(self) -> bool:
@@ -105,8 +113,13 @@ class _State:
             len(now) == len(known)
             and all(map(operator.is_, now, known))
             and list(map(type, self.modules)) == self.classes
-            and list(map(Tensor.data_ptr, self.tensors)) == self.addresses
+            and self._geometry() == self.geometry
         )
+
+    def _geometry(self) -> tuple[list[Any], ...]:
+        """Where the tensors lie and how: memory may be used again in another layout or dtype."""
+        asked = Tensor.data_ptr, _shape, Tensor.stride, _dtype
+        return tuple(list(map(ask, self.tensors)) for ask in asked)
 
     def _values(self) -> Iterator[Any]:
         return chain(
@@ -115,6 +128,7 @@ class _State:
             chain.from_iterable(self.lists),
             (_content(cell) for cell in self.cells),
             (scope.get(name) for scope, name in self.globals),
+            chain.from_iterable([scope.values() for scope in self.scopes.values()]),
         )
 
     def _refuse(self, why: str) -> None:
@@ -154,6 +168,8 @@ class _State:
         if self.refusal and len(self._seen) > MOST:
             return
         self.signature.append(type(value))
+        if type(value) not in self.scopes:
+            self._enter_class(type(value))
         if isinstance(value, nn.Module):
             self._enter_module(value)
         elif isinstance(value, types.FunctionType):
@@ -184,10 +200,20 @@ class _State:
     def _enter_dict(self, values: dict[Any, Any], depth: int) -> None:
         self.dicts.append(values)
         self.named.append(values)
-        self.signature.append(len(values))
+        self.signature.append(len(values) - (OWN in values))
         for key, value in values.items():
-            self.signature.append(key)
-            self._see(value, depth + 1)
+            if key is not OWN:
+                self.signature.append(key)
+                self._see(value, depth + 1)
+
+    def _enter_class(self, kind: type) -> None:
+        """What a class and those above it define: methods, by identity, and plain values."""
+        for each in kind.__mro__:
+            if each not in self.scopes and each.__flags__ & _CHANGEABLE:
+                scope = self.scopes[each] = each.__dict__
+                for name, value in scope.items():
+                    self.signature += (name, value if isinstance(value, PLAIN) else id(value))
+                    self._kept.append(value)
 
     def _enter_module(self, module: nn.Module) -> None:
         """A module's attributes, parameters, buffers and modules."""
