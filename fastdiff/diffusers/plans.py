@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from fastdiff.diffusers.tracing import plain_copy, trace
 from fastdiff.plan import COLUMN
 
 KEPT_PLANS = 256
-ELSEWHERE = {"_step_index", "_begin_index", "_run", "_internal_dict"}
+ELSEWHERE = {"_step_index", "_begin_index", "_run", "_internal_dict", "counter"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,8 @@ class Memory:
     def of(cls, plain: Any, values: Iterable[Any]) -> Memory:
         """values: the attributes of the scheduler itself, watched for changes in place."""
         times = getattr(plain, "timesteps", None)
+        if "counter" in vars(plain):
+            plain.counter = 0  # PNDM's: a plan starts with its loop
         watched = [value for value in values if isinstance(value, Tensor) and not value.is_inference()]
         return cls(
             plain,
@@ -180,14 +183,15 @@ def _alone(
 def state_key(plain: Any) -> Hashable:
     """All that a scheduler's steps depend on, but for where it stands."""
     state = {name: value for name, value in vars(plain).items() if name not in ELSEWHERE}
-    return (type(plain), repr(dict(plain.config)), *((name, _frozen(value)) for name, value in state.items()))
+    functions = tuple(value for value in dict(plain.config).values() if callable(value))  # kept, for their identity
+    attributes = ((name, _frozen(value)) for name, value in state.items())
+    return (type(plain), repr(dict(plain.config)), functions, *attributes)
 
 
 def _frozen(value: Any) -> Hashable:
     if isinstance(value, Tensor):
-        flat = value.detach().cpu().reshape(-1)
-        whole = flat.contiguous().view(torch.uint8).numpy().tobytes() if value.numel() <= 65536 else None
-        return value.dtype, tuple(value.shape), whole
+        flat = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
+        return value.dtype, tuple(value.shape), hashlib.blake2b(flat.numpy()).digest()
     if isinstance(value, np.ndarray):
         return value.tobytes()
     if isinstance(value, (list, tuple)):
