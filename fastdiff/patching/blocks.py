@@ -13,7 +13,7 @@ import torch
 from diffusers.models import resnet
 from torch import Tensor, nn
 
-from fastdiff.patching.norms import FusedGroupNorm, activation_of
+from fastdiff.patching.norms import FusedGroupNorm, activation_of, runs_class, untouched
 
 Conditioning = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -101,6 +101,8 @@ def _fused_activation(block: Any) -> str | None:
     norm1, norm2 = block.norm1, block.norm2
     if type(norm1) is not FusedGroupNorm or type(norm2) is not FusedGroupNorm:
         return None
-    if norm1._forward_hooks or norm2._forward_hooks or block.nonlinearity._forward_hooks:
+    if norm1._forward_hooks or norm2._forward_hooks or not (runs_class(norm1) and runs_class(norm2)):
+        return None
+    if not untouched(block.nonlinearity):
         return None
     return activation_of(block.nonlinearity)

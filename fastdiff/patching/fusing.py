@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, cast
@@ -10,7 +11,7 @@ import diffusers
 from torch import nn
 
 from fastdiff.patching import blocks, structure
-from fastdiff.patching.norms import PAIRED, PLAIN, FusedGroupNorm, activation_of, untouched
+from fastdiff.patching.norms import PAIRED, PLAIN, FusedGroupNorm, Pair, activation_of, untouched
 
 ATTENTION = {
     "Attention": "group_norm",
@@ -23,19 +24,23 @@ ATTENTION = {
 """diffusers' classes that begin with a GroupNorm without an activation -> its name."""
 
 CONDITIONED = "ResnetBlockCondNorm2D"
+PAIR = "_fastdiff_pair"
+"""The attribute of norms and activations that holds their Pair."""
+
 UNDONE = PLAIN | {ours: theirs for theirs, ours in blocks.FUSED.items()}
 
 
 def fuse(model: nn.Module) -> None:
     """Gives the norms, activations and residual blocks in this model our classes, wherever that computes the same."""
+    for module in model.modules():
+        pair = vars(module).get(PAIR)
+        if pair is not None and not pair.holds():
+            _plain(module)
     shared = _shared(model)
     for parent in list(model.modules()):
         for norms, activation in _pairs(parent):
             if _is_pair(norms, activation, shared):
-                ours, applied = PAIRED[activation_of(activation) or ""]
-                for norm in norms:
-                    norm.__class__ = ours
-                activation.__class__ = applied
+                _join(parent, norms, activation)
         if type(parent) in blocks.FUSED and why_not_fused(parent) is None:
             parent.norm1.__class__ = parent.norm2.__class__ = FusedGroupNorm
             parent.__class__ = blocks.FUSED[type(parent)]
@@ -47,9 +52,8 @@ def fuse(model: nn.Module) -> None:
 def unfuse(model: nn.Module) -> None:
     """Gives every module of this model the class it had before fuse."""
     for module in model.modules():
-        plain = UNDONE.get(type(module))
-        if plain is not None:
-            module.__class__ = plain
+        if type(module) in UNDONE:
+            _plain(module)
 
 
 def fused(model: nn.Module) -> dict[str, int]:
@@ -96,6 +100,31 @@ def why_not_fused(block: Any) -> str | None:
 
 
 _PAIRED_NORMS = frozenset(norm for norm, _ in PAIRED.values())
+
+
+def _join(parent: nn.Module, norms: list[nn.Module], activation: nn.Module) -> None:
+    """Gives a pair our classes."""
+    names = {id(child): name for name, child in parent._modules.items()}
+    pair = Pair(parent, tuple(names[id(norm)] for norm in norms), names[id(activation)])
+    ours, applied = PAIRED[activation_of(activation) or ""]
+    for module in (*norms, activation):
+        module.__class__ = applied if module is activation else ours
+        setattr(module, PAIR, pair)
+
+
+def _plain(module: nn.Module) -> None:
+    """Gives a module of ours the class it had, also where hooks keep its forward to call it."""
+    ours = type(module)
+    module.__class__ = UNDONE.get(ours, ours)
+    own = vars(module)
+    own.pop(PAIR, None)
+    registry = own.get("_diffusers_hook")
+    holders = [own, *(vars(reference) for reference in getattr(registry, "_fn_refs", ()))]
+    for holder in holders:
+        for name in ("forward", "_old_forward", "original_forward"):
+            kept = holder.get(name)
+            if isinstance(kept, types.MethodType) and kept.__func__ is ours.forward:
+                holder[name] = types.MethodType(type(module).forward, module)
 
 
 def _shared(model: nn.Module) -> set[int]:

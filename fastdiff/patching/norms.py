@@ -5,6 +5,11 @@ Each is used by setting a module's __class__, so that state dicts, hooks, adapte
 
 from __future__ import annotations
 
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 
 from fastdiff import ops
@@ -29,30 +34,86 @@ class FusedGroupNorm(nn.GroupNorm):
         )  # fmt: skip
 
 
-class PairedGroupNormSiLU(GroupNormSiLU):
+class Pair:
+    """Norms and the activation that follows them, children of one parent, as long as they are there."""
+
+    def __init__(self, parent: nn.Module, norms: tuple[str, ...], activation: str) -> None:
+        self.parent: Callable[[], nn.Module | None] = weakref.ref(parent)
+        self.norms, self.activation = norms, activation
+
+    def holds(self) -> bool:
+        """Whether each is in its place still, with nothing between them that would see what is left out."""
+        parent = self.parent()
+        if parent is None:
+            return False
+        children = parent._modules
+        norms, activation = [children.get(name) for name in self.norms], children.get(self.activation)
+        return (
+            isinstance(activation, (AppliedSiLU, AppliedGELU))
+            and untouched(activation)
+            and all(isinstance(n, PairedGroupNorm) and not n._forward_hooks and runs_class(n) for n in norms)
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pair:
+        """Of the parent's copy, if that is what is being made; one that does not hold, for a part alone."""
+        parent = memo.get(id(self.parent()), self)
+        made = copy.copy(self)
+        made.parent = weakref.ref(parent) if isinstance(parent, nn.Module) else _gone
+        return made
+
+    def __getstate__(self) -> tuple[nn.Module | None, tuple[str, ...], str]:
+        return self.parent(), self.norms, self.activation
+
+    def __setstate__(self, state: tuple[nn.Module | None, tuple[str, ...], str]) -> None:
+        parent, self.norms, self.activation = state
+        self.parent = _gone if parent is None else weakref.ref(parent)
+
+
+def _gone() -> None:
+    """The parent of a part that was copied alone."""
+
+
+class PairedGroupNorm(GroupNormSiLU):
+    """A GroupNorm that also applies the activation which its model calls next, as long as their pair holds."""
+
+    _fastdiff_pair: Pair
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """input: [B, C, ...]. Returns a tensor like it."""
+        return ops.group_norm_silu(
+            input, self.num_groups, self.weight, self.bias, self.eps,
+            activation=self.activation if self._fastdiff_pair.holds() else "none",
+        )  # fmt: skip
+
+
+class PairedGroupNormSiLU(PairedGroupNorm):
     """A GroupNorm that also applies the SiLU which its model calls next."""
 
 
-class PairedGroupNormGELU(GroupNormSiLU):
+class PairedGroupNormGELU(PairedGroupNorm):
     """A GroupNorm that also applies the GELU which its model calls next."""
 
     activation = "gelu"
 
 
 class AppliedSiLU(nn.SiLU):
-    """The SiLU of a PairedGroupNormSiLU, which has applied it."""
+    """The SiLU of a PairedGroupNormSiLU, which has applied it as long as their pair holds."""
+
+    _fastdiff_pair: Pair
 
     def forward(self, input: Tensor) -> Tensor:
         """input itself."""
-        return input
+        return input if self._fastdiff_pair.holds() else super().forward(input)
 
 
 class AppliedGELU(nn.GELU):
-    """The GELU of a PairedGroupNormGELU, which has applied it."""
+    """The GELU of a PairedGroupNormGELU, which has applied it as long as their pair holds."""
+
+    _fastdiff_pair: Pair
 
     def forward(self, input: Tensor) -> Tensor:
         """input itself."""
-        return input
+        return input if self._fastdiff_pair.holds() else super().forward(input)
 
 
 PAIRED: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
@@ -83,4 +144,10 @@ def activation_of(module: nn.Module | None) -> str | None:
 
 def untouched(module: nn.Module) -> bool:
     """Whether calling this module runs its class's forward and nothing else: no hooks, no forward of its own."""
-    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+
+
+def runs_class(module: nn.Module) -> bool:
+    """Whether this module's forward is its class's, or what offloading put around that."""
+    own = module.__dict__
+    return "forward" not in own or "_hf_hook" in own or "_diffusers_hook" in own
