@@ -130,6 +130,37 @@ def test_pipelines_within_share_what_they_shared() -> None:
     assert inner.scheduler is outer.scheduler
 
 
+def test_pipelines_within_may_have_models_of_the_same_name() -> None:
+    outer, middle, inner = stable_diffusion(), stable_diffusion(), stable_diffusion()
+    outer.refiner, middle.last = middle, inner
+    accelerate(outer, graph=True)
+    assert [model.name for model in outer.report.models] == [
+        "vae", "unet", "refiner.vae", "refiner.unet", "refiner.last.vae", "refiner.last.unet",
+    ]  # fmt: skip
+    assert [scheduler.name for scheduler in outer.report.schedulers][1:] == [
+        "refiner.scheduler", "refiner.last.scheduler",
+    ]  # fmt: skip
+    for pipe in (outer, middle, inner):
+        assert fusing.fused(pipe.unet) and fusing.fused(pipe.vae)
+        assert "forward" in vars(pipe.unet) and "forward" not in vars(pipe.vae)
+    restore(outer)
+    for pipe in (outer, middle, inner):
+        assert not fusing.fused(pipe.unet) and not fusing.fused(pipe.vae)
+        assert "forward" not in vars(pipe.unet)
+
+
+def test_a_scheduler_that_only_its_pipeline_can_prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs_more(self: Any, steps: int, *args: Any, **options: Any) -> None:
+        raise KeyError(None)
+
+    pipe = stable_diffusion(scheduler=diffusers.HeunDiscreteScheduler())
+    monkeypatch.setattr(diffusers.HeunDiscreteScheduler, "set_timesteps", needs_more)
+    assert "before set_timesteps" in accelerate(pipe).report.schedulers[0].fallback
+    if hasattr(diffusers, "HeliosScheduler"):
+        pipe.scheduler = diffusers.HeliosScheduler()
+        assert accelerate(pipe).report.schedulers[0].kind == "HeliosScheduler"
+
+
 def test_what_is_no_pipeline_is_refused() -> None:
     with pytest.raises(TypeError, match=r"fastdiff\.diffusers\.convert"):
         accelerate(diffusers.DDIMScheduler())

@@ -17,6 +17,8 @@ from fastdiff.patching.report import ModelReport, Report, SchedulerReport
 
 Pipe = TypeVar("Pipe")
 
+UNPREPARED = "as far as can be said before set_timesteps has had what its pipeline gives it"
+
 
 def accelerate(
     pipe: Pipe,
@@ -42,11 +44,11 @@ def accelerate(
     owners = _owners(pipe)
     if schedulers:
         _exchange(owners, convert)
-    for name, model in _models(pipe, owners).items():
+    for name, model in _models(pipe, owners):
         if norms:
             fusing.fuse(model)
         layout.arrange(model, memory_format)
-        if graph and name in graphing.DENOISERS:
+        if graph and name.rpartition(".")[2] in graphing.DENOISERS:
             graphing.graph(model)
     pipe.report = _report(pipe, owners)  # type: ignore[attr-defined]
     return pipe
@@ -56,7 +58,7 @@ def restore(pipe: Pipe) -> Pipe:
     """Undoes accelerate, in place: the same classes, outputs, strides and scheduler settings as without it."""
     owners = _owners(pipe)
     _exchange(owners, revert)
-    for model in _models(pipe, owners).values():
+    for _, model in _models(pipe, owners):
         fusing.unfuse(model)
         layout.put_back(model)
         graphing.ungraph(model)
@@ -100,23 +102,32 @@ def _exchange(owners: list[Any], change: Any) -> None:
             setattr(owner, name, new)
 
 
-def _models(pipe: Any, owners: list[Any]) -> dict[str, nn.Module]:
-    """name -> each model once."""
+def _models(pipe: Any, owners: list[Any]) -> list[tuple[str, nn.Module]]:
+    """(name, model) for each model once; several may have the same name, in different pipelines."""
     if isinstance(pipe, nn.Module):
-        return {"model": pipe}
-    found: dict[str, nn.Module] = {}
-    for _, name, model in _parts(owners, nn.Module):
-        if not any(model is each for each in found.values()):
-            found[name] = model
-    return found
+        return [("model", pipe)]
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for owner, name, model in _parts(owners, nn.Module):
+        found.setdefault(id(model), (_path(owners, owner, name), model))
+    return list(found.values())
+
+
+def _path(owners: list[Any], owner: Any, name: str) -> str:
+    """A component's name after those of the pipelines that it is in, but for the first."""
+    place = next(i for i, each in enumerate(owners) if each is owner)
+    for outer in owners[:place]:
+        for attribute, value in vars(outer).items():
+            if value is owner:
+                return _path(owners, outer, f"{attribute}.{name}")
+    return name
 
 
 def _report(pipe: Any, owners: list[Any]) -> Report:
     schedulers: dict[int, SchedulerReport] = {}
-    for _, name, scheduler in _parts(owners, SchedulerMixin):
-        schedulers.setdefault(
-            id(scheduler), SchedulerReport(name, type(scheduler).__name__, _fallback(scheduler))
-        )
+    for owner, name, scheduler in _parts(owners, SchedulerMixin):
+        if id(scheduler) not in schedulers:
+            path = _path(owners, owner, name)
+            schedulers[id(scheduler)] = SchedulerReport(path, type(scheduler).__name__, _fallback(scheduler))
     models = [
         ModelReport(
             name,
@@ -126,7 +137,7 @@ def _report(pipe: Any, owners: list[Any]) -> Report:
             "channels_last" if layout.is_arranged(model) else "kept",
             graphing.is_graphed(model),
         )
-        for name, model in _models(pipe, owners).items()
+        for name, model in _models(pipe, owners)
     ]
     return Report(tuple(schedulers.values()), tuple(models))
 
@@ -136,16 +147,17 @@ def _fallback(scheduler: Any) -> str | None:
     if revert(scheduler) is scheduler:
         return "it has no fused class" if convert(scheduler) is scheduler else "not asked to exchange it"
     probe = copy.deepcopy(scheduler)
-    _prepare(probe)
+    prepared = _prepare(probe)
     reason: str | None = probe.fallback
-    return reason
+    return reason if prepared else reason or UNPREPARED
 
 
-def _prepare(scheduler: Any) -> None:
-    """A fresh loop, so that there is a plan to ask about; dynamic shifting wants its mu."""
+def _prepare(scheduler: Any) -> bool:
+    """A fresh loop, so that there is a plan to ask about; dynamic shifting wants its mu. Whether that was possible."""
     for options in ({}, {"mu": 1.0}):
         try:
             scheduler.set_timesteps(4, **options)
-        except (TypeError, ValueError):
+        except Exception:  # of whatever kind: a scheduler may need what only its pipeline knows
             continue
-        return
+        return True
+    return False
