@@ -18,6 +18,8 @@ from test_diffusers_state import assert_near  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 WITH_INDUCTOR = ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler")
+OF_TWO_KINDS = ("CogVideoXDPMScheduler", "UnCLIPScheduler")
+"""Called with None in place of an argument in the first or the last step."""
 BACKENDS = [*((name, "eager") for name in NAMES), *((name, "inductor") for name in WITH_INDUCTOR)]
 
 
@@ -33,7 +35,8 @@ def test_step_compiles_once(name: str, backend: str) -> None:
     torch._dynamo.utils.counters.clear()
     eager = loop(build(theirs(name), case), case, generator=generators(case))
     scheduler.step = torch.compile(scheduler.step, fullgraph=True, backend=backend)
-    with torch._dynamo.config.patch(error_on_recompile=True):
+    graphs = 2 if name in OF_TWO_KINDS else 1
+    with torch._dynamo.config.patch(error_on_recompile=graphs == 1):
         got = loop(scheduler, case, generator=generators(case))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
     assert_near(got, eager)
