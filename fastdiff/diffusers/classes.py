@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import types
-import warnings
 from typing import Any
 
 import diffusers
 from diffusers.schedulers import SchedulerMixin
 
+from fastdiff.diffusers import handover
 from fastdiff.diffusers.fused import Fused
 from fastdiff.diffusers.special import SPECIAL
 
@@ -50,6 +51,8 @@ def _made(base: Any) -> Any:
     for name, method in methods.items():
         if hasattr(base, name):
             body[name] = functools.wraps(getattr(base, name))(_copied(method))
+    source = inspect.getsource(base)
+    body |= {name: handover.Remembered() for name in handover.REMEMBERED if f"self.{name}" in source}
     return type(base.__name__, (fused, base), body)
 
 
@@ -79,21 +82,17 @@ def convert(scheduler: Any) -> Any:
 
 
 def revert(scheduler: Any) -> Any:
-    """The plain diffusers scheduler again, in the same state; a loop under way starts afresh where it stands.
-
-    Warns where that loop loses what it remembers of its steps.
-    """
-    run = getattr(scheduler, "_run", None)
-    if run is not None and run.plan.begin < run.next < len(scheduler.timesteps) and not run.plan.memoryless:
-        warnings.warn(
-            "a loop is under way: diffusers' scheduler goes on without the memory of its earlier steps",
-            stacklevel=2,
-        )
-    return _as(scheduler, scheduler.base) if isinstance(scheduler, Fused) else scheduler
+    """The plain diffusers scheduler again, in the same state; in the middle of a loop it remembers the steps so far."""
+    if not isinstance(scheduler, Fused):
+        return scheduler
+    made = _as(scheduler, scheduler.base)
+    if getattr(scheduler, "timesteps", None) is not None:
+        vars(made).update(vars(copy.copy(handover.plain(scheduler))))
+    return made
 
 
 def _as(scheduler: Any, kind: type) -> Any:
     made: Any = object.__new__(kind)
     state = scheduler.__getstate__() if isinstance(scheduler, Fused) else vars(scheduler)
-    vars(made).update({name: value for name, value in state.items() if name != "_run"})
+    vars(made).update({name: value for name, value in state.items() if name not in ("_run", "_plain")})
     return made

@@ -51,6 +51,7 @@ def step(
     scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor, arguments: Mapping[str, Any]
 ) -> Any:
     """scheduler.step(...) as an op of the graph being compiled."""
+    scheduler._placed()
     here: Place = scheduler._graph
     return_dict = arguments.get("return_dict", scheduler.parameters["return_dict"].default)
     if arguments.get("generator") is not None:
@@ -76,6 +77,7 @@ def step(
 
 def scale_model_input(scheduler: Any, sample: Tensor, timestep: Any) -> Tensor:
     """scheduler.scale_model_input(...) as an op of the graph being compiled."""
+    scheduler._placed()
     here: Place = scheduler._graph
     time = timestep if isinstance(timestep, Tensor) else torch.full((), timestep)
     scaled: Tensor = torch.ops.fastdiff.scheduler_scale(here.clock, sample, time, here.number)

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.compiler import assume_constant_result
 
 from fastdiff import ops
-from fastdiff.diffusers import compiled, draws
+from fastdiff.diffusers import compiled, draws, handover
 from fastdiff.diffusers.per_thread import PerThread
 from fastdiff.diffusers.plans import Found, Memory, TracedPlan, Unfused, find
 from fastdiff.diffusers.positions import check_steps, first_index, place_of, value_of
@@ -25,6 +26,7 @@ TRANSIENT = {
     "_step_index",
     "_begin_index",
     "_run",
+    "_plain",
     "_memo",
     "_of_thread",
     "_graph",
@@ -32,6 +34,8 @@ TRANSIENT = {
     "is_scale_input_called",
 }
 """Attributes that say where a loop stands, not what its steps do."""
+HELD = {"_run", "_plain", "_memo", "_of_thread", "_graph", "_constructing"}
+"""Attributes of ours that diffusers' own schedulers lack."""
 _setting = threading.RLock()
 
 
@@ -61,6 +65,7 @@ class Fused:
     _begin_index = PerThread()
     _run = PerThread(None)
     _memo = PerThread(None)
+    _plain = PerThread(None)
 
     @property
     def fallback(self) -> str | None:
@@ -85,18 +90,19 @@ class Fused:
         """
         check_steps(self.base, self.config, args, kwargs)  # type: ignore[attr-defined]
         with _setting:  # what threads that share a scheduler do not each own stays together
+            self._run = self._plain = None
             super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
-            self._run, self._memo = None, self._snapshot()
+            self._memo = self._snapshot()
         if "_constructing" in vars(self):
             return
         self._plan(0, self.usual)
-        if "_graph" not in vars(self):
-            self._graph = compiled.place(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name not in TRANSIENT and vars(self).get("_memo") is not None:
             self._memo = None  # what steps do may depend on it
+        if self._plain is not None and name not in HELD:
+            setattr(self._plain.scheduler, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: this thread's view, the loop it is in with it."""
@@ -120,7 +126,7 @@ class Fused:
             return compiled.step(self, model_output, timestep, sample, kwargs)
         made = self._fused(model_output, timestep, sample, kwargs)
         if made is None:
-            return self.base.step(self, model_output, timestep, sample, **kwargs)
+            return handover.call(self, "step", timestep, model_output, timestep, sample, **kwargs)
         return made
 
     def _fused(
@@ -135,19 +141,26 @@ class Fused:
 
         blend: the noise of the step -> what its kernel blends in, solver_step_'s mask, known and known_noise.
         """
-        read = self._options(arguments)
+        read = None if handover.goes_on(self, timestep) else self._options(arguments)
         if read is None:
             return None
         options, given, generator, return_dict = read
-        if model_output.shape != sample.shape or (generator is not None and "variance_noise" in options):
+        alike = model_output.shape == sample.shape
+        output = model_output if alike else _expanded(model_output, sample)
+        if output is None:
+            return None
+        if generator is not None and "variance_noise" in options:
             return None
         run = self._entered(timestep, options)
         if run is None:
             return None
         line = run.plan.lines[run.row]
+        if line.draws and not alike:
+            return None  # the shape of its noise is diffusers' to choose
+        self._plain = None
         kind = draws.dtypes(self, run.plan, sample.dtype, model_output.dtype)
         noise = draws.noise(self, line, sample, generator, kind.draw) if line.draws else None
-        images = Images(model_output, sample, noise, given)
+        images = Images(output, sample, noise, given)
         prev_sample, bound = run.take(
             images, self._bound, kind.result, **({} if blend is None else blend(noise))
         )
@@ -163,11 +176,12 @@ class Fused:
         if torch.compiler.is_compiling():
             return sample if timestep is None else compiled.scale_model_input(self, sample, timestep)
         try:
-            run = None if timestep is None else self._entered(timestep, {})
+            handed = timestep is None or handover.goes_on(self, timestep)
+            run = None if handed else self._entered(timestep, {})
         except (IndexError, TypeError, ValueError):
             run = None  # no timestep of this schedule: diffusers' own says so where it minds
         if run is None:
-            scaled: Tensor = self.base.scale_model_input(self, sample, *args, **kwargs)
+            scaled: Tensor = handover.call(self, "scale_model_input", timestep, sample, *args, **kwargs)
             return scaled
         if self._counts == "_step_index":
             self._step_index = run.next
@@ -314,6 +328,13 @@ class Fused:
             memory.plans[key] = find(memory, [time], 0, options, alone=True)
         return memory.plans[key]
 
+    @assume_constant_result  # type: ignore[untyped-decorator]
+    def _placed(self) -> bool:
+        """Give the scheduler its place in graphs, if it has none: while torch.compile traces, called as it is."""
+        if "_graph" not in vars(self):
+            self._graph = compiled.place(self)
+        return True
+
     def _bound(self, x: Tensor, output: Tensor, table: Tensor, row: Tensor) -> Tensor:
         """The bounds of dynamic thresholding (arXiv:2205.11487): float32 [B]."""
         config = self.config  # type: ignore[attr-defined]
@@ -326,6 +347,14 @@ class Fused:
         return ops.dynamic_bound(
             x, output, table, row, quantile=config.dynamic_thresholding_ratio, most=config.sample_max_value
         )
+
+
+def _expanded(model_output: Tensor, sample: Tensor) -> Tensor | None:
+    """A model output that broadcasts to the sample's shape, such as one image's for a batch."""
+    try:
+        return model_output.expand(sample.shape).contiguous()
+    except RuntimeError:
+        return None
 
 
 def _restored(name: str, state: Mapping[str, Any]) -> Any:

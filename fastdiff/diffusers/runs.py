@@ -30,7 +30,8 @@ class Run:
 
     next: the step expected; place: where in scheduler.timesteps it is expected; options, memory: what the plan was
     found with; samples: those given, newest first; returned: the sample last returned, and its version; state: what
-    that is a copy of, in float32 for a sample of lower precision.
+    that is a copy of, in float32 for a sample of lower precision; noise: last drawn, and in which row,
+    where a corrector will want it.
     """
 
     plan: TracedPlan
@@ -45,6 +46,7 @@ class Run:
     state: Tensor | None = None
     returned: Tensor | None = None
     version: int = -1
+    noise: tuple[int, Tensor] | None = None
 
     @property
     def row(self) -> int:
@@ -81,10 +83,11 @@ class Run:
         if self.plan.reach:
             self.samples = [x, *self.samples[: self.plan.reach - 1]]
         self.state = None if following is returned else following
+        self.noise = (row, noise) if self.plan.linked and noise is not None else None
         self.returned, self.version = returned, returned._version
         self.next += 1
         if self.row == len(self.plan.lines):  # the loop is over: its images are the caller's alone
-            self.ring = self.state = self.returned = None
+            self.ring = self.state = self.returned = self.noise = None
             self.values, self.samples = [], []
         self.place = None if self.place is None else self.place + 1
         return returned, bound

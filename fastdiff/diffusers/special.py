@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fastdiff.diffusers import compiled
+from fastdiff.diffusers import compiled, handover
 from fastdiff.diffusers.fused import Fused
 from fastdiff.diffusers.plans import Found, Unfused
 from fastdiff.diffusers.positions import value_of
@@ -42,9 +42,8 @@ class TwoStepMemory(Fused):
             return compiled.step(self, model_output, timestep, sample, memory | kwargs)
         made = self._fused(model_output, timestep, sample, memory | kwargs)
         if made is None:
-            return self.base.step(
-                self, model_output=model_output, timestep=timestep, sample=sample, **memory, **kwargs
-            )
+            images = {"model_output": model_output, "timestep": timestep, "sample": sample}
+            return handover.call(self, "step", timestep, **images, **memory, **kwargs)
         return made
 
     def _by_time(
@@ -87,7 +86,8 @@ class Repainted(Fused):
         arguments = {"original_image": original_image, "mask": 0.0} | further
         made = self._fused(model_output, timestep, sample, arguments, blend)
         if made is None:
-            return self.base.step(self, model_output, timestep, sample, original_image, mask, **further)
+            tensors = (model_output, timestep, sample, original_image, mask)
+            return handover.call(self, "step", timestep, *tensors, **further)
         return made
 
     def _plan(self, begin: int, options: Mapping[str, Any]) -> Found:

@@ -118,7 +118,7 @@ def plain_copy(state: Mapping[str, Any], base: type) -> Any:
     plain: Any = object.__new__(base)
     for name, value in state.items():
         # `scheduler.step = torch.compile(scheduler.step)` puts a method among the attributes: it is not diffusers'
-        if name != "_run" and not inspect.isfunction(getattr(base, name, None)):
+        if name not in ("_run", "_plain") and not inspect.isfunction(getattr(base, name, None)):
             vars(plain)[name] = _on_cpu(value)
     return plain
 
