@@ -10,7 +10,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed"
 
 import torch  # noqa: E402
 
-from diffusers_cases import NAMES, default, ours, theirs  # noqa: E402
+from diffusers_cases import NAMES, default, ours  # noqa: E402
 from diffusers_loops import build, generators, loop  # noqa: E402
 from oracles import one_thread as one_thread  # noqa: E402
 from test_diffusers_state import assert_near  # noqa: E402
@@ -33,7 +33,7 @@ def test_step_compiles_once(name: str, backend: str) -> None:
         scheduler.set_begin_index(0)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    eager = loop(build(theirs(name), case), case, generator=generators(case))
+    eager = loop(build(ours(name), case), case, generator=generators(case))
     scheduler.step = torch.compile(scheduler.step, fullgraph=True, backend=backend)
     graphs = 2 if name in OF_TWO_KINDS else 1
     with torch._dynamo.config.patch(error_on_recompile=graphs == 1):
