@@ -54,7 +54,9 @@ class _Watch(TorchFunctionMode):
 def _observed(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: torch.dtype) -> Dtypes:
     """diffusers' own step on two numbers, until one has drawn noise."""
     plain = scheduler._memory().copy(plan.begin)
-    image = torch.zeros(1, 2, 1, 1, dtype=sample, device="cpu")  # dynamic thresholding asks for more than two dims
+    image = torch.zeros(
+        1, 2, 1, 1, dtype=sample, device="cpu"
+    )  # dynamic thresholding asks for more than two dims
     given = {name: image if value is IMAGE else value for name, value in scheduler.usual.items()}
     if "generator" in scheduler.parameters:
         given["generator"] = torch.Generator().manual_seed(0)  # no draw of the caller's is spent
@@ -85,8 +87,8 @@ def _randn(sample: Tensor, generator: Any, dtype: torch.dtype) -> Tensor:
     if isinstance(generator, list) and len(generator) == 1:
         generator = generator[0]
     on_cpu = sample.is_cpu and isinstance(generator, torch.Generator | None)
-    if on_cpu and dtype == torch.float32:
-        return ops.randn(sample.shape, generator=generator, device="cpu")
+    if on_cpu and dtype != torch.float64:
+        return ops.randn(sample.shape, generator=generator, dtype=dtype, device="cpu")
     return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
 
 

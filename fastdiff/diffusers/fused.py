@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.compiler import assume_constant_result
 
 from fastdiff import ops
-from fastdiff.diffusers import compiled, draws, handover
+from fastdiff.diffusers import compiled, draws, handover, short
 from fastdiff.diffusers.per_thread import PerThread
 from fastdiff.diffusers.plans import Found, Memory, TracedPlan, Unfused, find
 from fastdiff.diffusers.positions import check_steps, first_index, place_of, value_of
@@ -124,9 +124,15 @@ class Fused:
             kwargs = dict(zip(list(self.parameters)[4:], args)) | kwargs
         if torch.compiler.is_compiling():
             return compiled.step(self, model_output, timestep, sample, kwargs)
+        made = short.follow(self, model_output, timestep, sample, kwargs)
+        if made is not None:
+            return made
         made = self._fused(model_output, timestep, sample, kwargs)
         if made is None:
             return handover.call(self, "step", timestep, model_output, timestep, sample, **kwargs)
+        run = self._run
+        if run is not None and run.way is None:
+            short.prepare(self, run, model_output, kwargs)
         return made
 
     def _fused(

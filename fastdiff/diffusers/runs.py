@@ -46,6 +46,7 @@ class Run:
     state: Tensor | None = None
     returned: Tensor | None = None
     version: int = -1
+    way: Any = None
     noise: tuple[int, Tensor] | None = None
 
     @property
@@ -67,30 +68,35 @@ class Run:
         same = sample is self.returned and sample._version == self.version
         x = self._state(sample, same)
         folded = line.linked and same
-        table, numbers = self._table(x.device, folded)
+        table, numbers = self.table(x.device, folded)
         anchor = self._anchor(line.anchor, line.linked, x, given) if line.weight and not folded else None
         bound = bound_of(x, output, table, numbers[row]) if line.dynamic else None
         if torch.is_grad_enabled() and (output.requires_grad or x.requires_grad or self._recorded()):
             following = self._functional(row, x, output, table, numbers[row], anchor, noise, bound, blend)
-            returned = following.to(dtype)
         else:
             following, rounded, ring = self._made(x, dtype)
             ops.solver_step_(
                 following, output, table, numbers[row], anchor=anchor, history=ring, noise=noise, bound=bound,
                 source=x, input=rounded, **blend,
             )  # fmt: skip
-            returned = following if rounded is None else rounded
+            return self.moved(x, following, rounded, noise), bound
+        rounded = None if dtype == x.dtype else following.to(dtype)
+        return self.moved(x, following, rounded, noise), bound
+
+    def moved(self, x: Tensor, following: Tensor, rounded: Tensor | None, noise: Tensor | None) -> Tensor:
+        """Notes that a step led from x to `following`, returned as it is or `rounded`."""
+        returned = following if rounded is None else rounded
         if self.plan.reach:
             self.samples = [x, *self.samples[: self.plan.reach - 1]]
         self.state = None if following is returned else following
-        self.noise = (row, noise) if self.plan.linked and noise is not None else None
+        self.noise = (self.row, noise) if self.plan.linked and noise is not None else None
         self.returned, self.version = returned, returned._version
         self.next += 1
+        self.place = None if self.place is None else self.place + 1
         if self.row == len(self.plan.lines):  # the loop is over: its images are the caller's alone
             self.ring = self.state = self.returned = self.noise = None
             self.values, self.samples = [], []
-        self.place = None if self.place is None else self.place + 1
-        return returned, bound
+        return returned
 
     def _made(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What a step writes: the next state, the same to return if that is another tensor, the history."""
@@ -102,7 +108,7 @@ class Run:
         rounded = torch.empty_like(x, dtype=dtype) if apart else None
         return torch.empty_like(x), rounded, self._ring_like(x) if self.plan.ring else None
 
-    def _table(self, device: torch.device, folded: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def table(self, device: torch.device, folded: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         key = (self.plan, device, folded)
         if key not in self.tables:
             self.tables[key] = self.plan.on(device, folded=folded)
