@@ -80,7 +80,8 @@ PARTICULAR: Mapping[str, Mapping[str, Any]] = {
         "options": {"stages": 1, "stage_range": [0, 1], "prediction_type": "flow_prediction"}
     },
     "RePaintScheduler": {"timesteps": {"jump_length": STEPS, "jump_n_sample": 1}},
-    "UnCLIPScheduler": {"options": {}},
+    "SCMScheduler": {"timesteps": {"intermediate_timesteps": None}},
+    "UnCLIPScheduler": {"options": {"beta_schedule": "squaredcos_cap_v2"}},
 }
 VARIANTS = (
     Setting("DDIMScheduler", "clipped", {"clip_sample": True}),
