@@ -90,8 +90,9 @@ def _step(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     arguments: dict[str, Any] = dict(zip(names, images))
     arguments |= {name: _read(value) for name, value in (setting.split("=", 1) for setting in settings)}
-    made = _schedulers[number].step(
-        model_output=output, timestep=time, sample=sample, **arguments, return_dict=False
+    scheduler = _schedulers[number]
+    made = type(scheduler).step(  # its class's: its own may be the compiled one that calls this
+        scheduler, model_output=output, timestep=time, sample=sample, **arguments, return_dict=False
     )
     images = [image.clone() if image is sample or image is output else image for image in made[:results]]
     first, second = [*images, sample.new_empty(0)][:2]
@@ -121,7 +122,8 @@ def _fake_step(
 
 
 def _scale(clock: Tensor, sample: Tensor, time: Tensor, number: int) -> Tensor:
-    scaled = _schedulers[number].scale_model_input(sample, time)
+    scheduler = _schedulers[number]
+    scaled = type(scheduler).scale_model_input(scheduler, sample, time)
     return scaled.clone() if scaled is sample else scaled
 
 

@@ -17,6 +17,8 @@ ELSEWHERE = {
     "VQDiffusionScheduler": TOKENS,
     "RFD4ProteinaScheduler": "steps over protein structures, not over images",
     "ScoreSdeVeScheduler": "step_pred and step_correct in place of step; the corrector divides by norms of images",
+    "HeliosDMDScheduler": "steps through stages that its pipeline sets up",
+    "HeliosScheduler": "steps through stages that its pipeline sets up",
     "KarrasVeScheduler": "deprecated in diffusers",
     "ScoreSdeVpScheduler": "deprecated in diffusers",
 }

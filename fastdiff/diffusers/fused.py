@@ -13,7 +13,7 @@ from torch.compiler import assume_constant_result
 
 from fastdiff import ops
 from fastdiff.diffusers import compiled, draws, handover, short
-from fastdiff.diffusers.per_thread import PerThread
+from fastdiff.diffusers.per_thread import PerThread, begin_loop, in_loop, join_loop, loops_of, without_threads
 from fastdiff.diffusers.plans import Found, Memory, TracedPlan, Unfused, find
 from fastdiff.diffusers.positions import check_steps, first_index, place_of, value_of
 from fastdiff.diffusers.results import result
@@ -29,12 +29,13 @@ TRANSIENT = {
     "_plain",
     "_memo",
     "_of_thread",
+    "_loops",
     "_graph",
     "counter",
     "is_scale_input_called",
 }
 """Attributes that say where a loop stands, not what its steps do."""
-HELD = {"_run", "_plain", "_memo", "_of_thread", "_graph", "_constructing"}
+HELD = {"_run", "_plain", "_memo", "_of_thread", "_loops", "_graph", "_constructing"}
 """Attributes of ours that diffusers' own schedulers lack."""
 _setting = threading.RLock()
 
@@ -90,6 +91,7 @@ class Fused:
         """
         check_steps(self.base, self.config, args, kwargs)  # type: ignore[attr-defined]
         with _setting:  # what threads that share a scheduler do not each own stays together
+            begin_loop(self)
             self._run = self._plain = None
             super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
             self._memo = self._snapshot()
@@ -106,9 +108,7 @@ class Fused:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: this thread's view, the loop it is in with it."""
-        state = dict(vars(self))
-        own = state.pop("_of_thread", None)
-        state |= {} if own is None else vars(own)
+        state = without_threads(vars(self))
         state.pop("_memo", None)
         state.pop("_graph", None)
         state.pop("_constructing", None)
@@ -147,6 +147,7 @@ class Fused:
 
         blend: the noise of the step -> what its kernel blends in, solver_step_'s mask, known and known_noise.
         """
+        self._place(timestep)
         read = None if handover.goes_on(self, timestep) else self._options(arguments)
         if read is None:
             return None
@@ -181,6 +182,8 @@ class Fused:
         timestep = args[0] if args else kwargs.get("timestep")
         if torch.compiler.is_compiling():
             return sample if timestep is None else compiled.scale_model_input(self, sample, timestep)
+        if self.timesteps is None:  # nothing is set yet
+            return self.base.scale_model_input(self, sample, *args, **kwargs)
         try:
             handed = timestep is None or handover.goes_on(self, timestep)
             run = None if handed else self._entered(timestep, {})
@@ -225,7 +228,7 @@ class Fused:
 
     def _entered(self, timestep: Any, options: Mapping[str, Any]) -> Run | None:
         """The run, standing at the step that `timestep` means; None if diffusers' own step must take it."""
-        place = place_of(timestep, self.timesteps)
+        place = self._place(timestep)
         run = self._run
         if self._memo is not None and self._memo.outdated():
             self._memo = None
@@ -238,6 +241,17 @@ class Fused:
             return None
         run.place, run.options, run.memory = place, dict(options), self._memo
         return run
+
+    def _place(self, timestep: Any) -> int | None:
+        """The index of `timestep` in the timesteps; the thread joins the loop that these belong to."""
+        place = place_of(timestep, self.timesteps)
+        if isinstance(timestep, Tensor) and (place is None or not in_loop(self)):
+            for loop in loops_of(self):
+                here = place_of(timestep, loop["timesteps"]) if loop.get("timesteps") is not None else None
+                if here is not None:
+                    join_loop(self, loop)
+                    return here
+        return place
 
     def _by_count(
         self, run: Run | None, timestep: Any, place: int | None, options: Mapping[str, Any]
@@ -334,7 +348,7 @@ class Fused:
             memory.plans[key] = find(memory, [time], 0, options, alone=True)
         return memory.plans[key]
 
-    @assume_constant_result  # type: ignore[untyped-decorator]
+    @assume_constant_result
     def _placed(self) -> bool:
         """Give the scheduler its place in graphs, if it has none: while torch.compile traces, called as it is."""
         if "_graph" not in vars(self):

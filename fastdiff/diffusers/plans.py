@@ -149,7 +149,9 @@ def _trace(
     except NotLinear as refused:
         return Unfused(str(refused))
     except (RuntimeError, AttributeError) as error:  # of the symbols, which have neither channels nor pixels
-        return Unfused(f"it looks into the image, at its channels or pixels ({type(error).__name__} on symbols)")
+        return Unfused(
+            f"it looks into the image, at its channels or pixels ({type(error).__name__} on symbols)"
+        )
     except Exception as error:  # the scheduler's own complaint, which its own step will make again
         return Unfused(f"{type(error).__name__}: {error}")
     folded = unfolded.copy()
@@ -183,7 +185,9 @@ def _alone(
 def state_key(plain: Any) -> Hashable:
     """All that a scheduler's steps depend on, but for where it stands."""
     state = {name: value for name, value in vars(plain).items() if name not in ELSEWHERE}
-    functions = tuple(value for value in dict(plain.config).values() if callable(value))  # kept, for their identity
+    functions = tuple(
+        value for value in dict(plain.config).values() if callable(value)
+    )  # kept, for their identity
     attributes = ((name, _frozen(value)) for name, value in state.items())
     return (type(plain), repr(dict(plain.config)), functions, *attributes)
 
@@ -191,7 +195,7 @@ def state_key(plain: Any) -> Hashable:
 def _frozen(value: Any) -> Hashable:
     if isinstance(value, Tensor):
         flat = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
-        return value.dtype, tuple(value.shape), hashlib.blake2b(flat.numpy()).digest()
+        return value.dtype, tuple(value.shape), hashlib.blake2b(flat.numpy().tobytes()).digest()
     if isinstance(value, np.ndarray):
         return value.tobytes()
     if isinstance(value, (list, tuple)):
