@@ -145,12 +145,20 @@ class Remembering(Loop):
         return x
 
 
-class PerImage(Loop):
+class ButLast(Loop):
+    """SCM: the last timestep ends the loop."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.times = self.times[:-1]
+
+
+class PerImage(ButLast):
     """DDPMWuerstchen: a timestep for each image, the last of which ends the loop."""
 
     def prepare(self) -> None:
         super().prepare()
-        self.times = [t.reshape(1) for t in self.times[:-1]]
+        self.times = [t.reshape(1) for t in self.times]
 
 
 class Repainting(Loop):
@@ -165,6 +173,7 @@ LOOPS: Mapping[str, type[Loop]] = {
     "CogVideoXDPMScheduler": Remembering,
     "DDPMWuerstchenScheduler": PerImage,
     "RePaintScheduler": Repainting,
+    "SCMScheduler": ButLast,
 }
 
 
@@ -215,7 +224,7 @@ def main() -> None:
             continue
         try:
             results.append(timed(case(setting, shape, dtype), seconds=options.seconds))
-        except (AttributeError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             print(f"{setting} {shape} {dtype}: not timed: {error}", flush=True)
             continue
         print(line(results[-1]), flush=True)

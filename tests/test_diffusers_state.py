@@ -172,7 +172,7 @@ def test_threads_share_a_scheduler(name: str, threads: int) -> None:
     def loop_of(s: Any, steps: int) -> Tensor:
         s.set_timesteps(steps)
         g, x = torch.Generator().manual_seed(steps), torch.linspace(-1, 1, 24).reshape(1, 2, 3, 4)
-        more = {"generator": g} if "generator" in type(s).step.__code__.co_varnames else {}
+        more = {"generator": g} if "generator" in inspect.signature(s.step).parameters else {}
         for t in s.timesteps:
             seen = s.scale_model_input(x, t) if hasattr(s, "scale_model_input") else x
             x = s.step((seen * 0.3).sin(), t, x, return_dict=False, **more)[0]

@@ -38,6 +38,8 @@ class TwoStepMemory(Fused):
         """diffusers' step, fused."""
         kwargs = dict(zip(list(self.parameters)[6:], args)) | kwargs
         memory = {"old_pred_original_sample": old_pred_original_sample, "timestep_back": timestep_back}
+        if old_pred_original_sample is None:
+            kwargs["return_dict"] = False  # as diffusers' first step does, whatever it is asked
         if torch.compiler.is_compiling():
             return compiled.step(self, model_output, timestep, sample, memory | kwargs)
         made = self._fused(model_output, timestep, sample, memory | kwargs)
