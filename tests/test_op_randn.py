@@ -57,6 +57,23 @@ def test_interleaved_draws_have_the_bits_of_randn(seed, draws, isa):
 
 @needs_cpp
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE)
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 640, 5003, 32_768, 70_001])
+def test_what_is_filled_past_the_dispatcher_has_the_same_bits(size, dtype):
+    ours, theirs = twins(3)
+    for _ in range(2):
+        filled = torch.empty(size, dtype=dtype)
+        after = _drawing.fill(filled, ours.get_state())
+        ours.set_state(after)
+        assert torch.equal(filled, torch.randn(size, generator=theirs, dtype=dtype))
+        assert torch.equal(ours.get_state()[:5044], theirs.get_state()[:5044])
+    with torch._subclasses.FakeTensorMode():
+        assert _drawing.fill(filled, after) is None
+    assert _drawing.fill(filled, torch.zeros(16, dtype=torch.uint8)) is None
+    assert _drawing.fill(filled, torch.zeros(5056, dtype=torch.uint8)) is None
+
+
+@needs_cpp
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE)
 @pytest.mark.parametrize("size", [65_536, 65_537, 100_003, 300_000])
 def test_the_number_of_threads_does_not_matter(size, dtype):
     threads = torch.get_num_threads()
@@ -122,6 +139,7 @@ def test_what_another_thread_drew_meanwhile_is_not_drawn_again(monkeypatch):
 
     between: list[torch.Tensor] = []
     monkeypatch.setattr(_drawing, "distrust", lambda *_: None)
+    monkeypatch.setattr(_drawing, "fill", lambda *_: None)
     monkeypatch.setitem(_drawing.OVERLOADS, "cpp", disturbed)
     drawn = ops.randn((8000,), generator=ours)
     expected = torch.randn(16, generator=theirs), torch.randn(8000, generator=theirs)

@@ -1,5 +1,7 @@
 // add_noise, q_sample and randn_like on the CPU: noise that is given, drawn from a generator's state, or
 // counter-based.
+#include <cstddef>
+
 #include "fresh.h"
 #include "mt19937.h"
 
@@ -8,18 +10,22 @@ namespace {
 
 constexpr int64_t kChunk = 1024;  // values drawn before they are used: in the first-level cache
 
-GeneratorState read_state(const Tensor& t) {
-    require(
-        t.is_cpu() && t.scalar_type() == ScalarType::Byte && t.is_contiguous() &&
-            t.numel() == sizeof(GeneratorState),
-        "state: it must be what a CPU generator's get_state() gives");
+GeneratorState read_state(const void* from) {
     GeneratorState state;
-    std::memcpy(&state, t.data_ptr(), sizeof(state));
+    std::memcpy(&state, from, sizeof(state));
     require(
         state.left >= 1 && state.left <= 624 &&
             (state.left == 1 || state.next + static_cast<uint64_t>(state.left) == 625),
         "state: it is not that of a mt19937 generator");
     return state;
+}
+
+GeneratorState read_state(const Tensor& t) {
+    require(
+        t.is_cpu() && t.scalar_type() == ScalarType::Byte && t.is_contiguous() &&
+            t.numel() == sizeof(GeneratorState),
+        "state: it must be what a CPU generator's get_state() gives");
+    return read_state(static_cast<const void*>(t.data_ptr()));
 }
 
 Tensor write_state(const GeneratorState& state, const Tensor& like) {
@@ -214,6 +220,31 @@ std::tuple<Tensor, Tensor> randn_like(
 
 }  // namespace
 }  // namespace fastdiff
+
+// randn_like without PyTorch in between, for fastdiff/ops/_drawing.py: numel values of a Dtype from one state
+// of a generator to the next. Returns 0, or -1 where the state is none.
+extern "C" __attribute__((visibility("default"))) int fastdiff_draw_1(
+    void* out, int64_t numel, int dtype, const void* state, void* after) {
+    using namespace fastdiff;
+    try {
+        GeneratorState drawn = read_state(state);
+        QSample args = {};
+        args.dtype = static_cast<Dtype>(dtype);
+        args.noise = out;
+        args.streams = exceeds_caches(numel * width_of(args.dtype));
+        args.sample_size = numel;
+        draw(args, numel, drawn);
+        std::memcpy(after, &drawn, sizeof(drawn));
+        return 0;
+    } catch (const std::exception&) {
+        return -1;
+    }
+}
+
+// Whether two states are alike, but for what lies between their fields.
+extern "C" __attribute__((visibility("default"))) int fastdiff_same_state(const void* a, const void* b) {
+    return std::memcmp(a, b, offsetof(fastdiff::GeneratorState, padding)) == 0;
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
     library.impl("add_noise", TORCH_BOX(&fastdiff::add_noise));

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +15,14 @@ from torch import Tensor
 
 from fastdiff import backend, native, reference
 from fastdiff.ops._register import define
+from fastdiff.ops._remembered import ordinary
 
 FEWEST = 8192
 """Values below which torch.randn is quicker than carrying the state of a CPU generator to and fro."""
+
+STATE = 5056
+"""Bytes of a CPU generator's state."""
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 # Of every generator: held from reading its state to writing it. A signal's handler may draw too, in the same thread.
 _lock = threading.RLock()
@@ -121,6 +127,36 @@ def _compared(name: str, device: torch.device, dtype: torch.dtype, level: str) -
     return None
 
 
+def fill(fresh: Tensor, state: Tensor) -> Tensor | None:
+    """Fills a contiguous CPU tensor past PyTorch's dispatcher, which takes a while for a small draw.
+
+    Returns the state afterwards; None, with nothing done, where the kernel must be called as an op.
+    """
+    functions = _functions(native.library("cpu"))
+    if functions is None or len(state) != STATE or fresh.dtype not in _TYPES or not ordinary():
+        return None
+    after = torch.empty_like(state)
+    addresses = fresh.data_ptr(), fresh.numel(), _TYPES[fresh.dtype], state.data_ptr(), after.data_ptr()
+    return None if functions.draw(*addresses) else after
+
+
+class _Functions(NamedTuple):
+    draw: Any
+    same: Any
+
+
+@functools.lru_cache(maxsize=2)
+def _functions(library: Any) -> _Functions | None:
+    """The C functions of the CPU library: csrc/cpu/q_sample.cpp."""
+    found = None if library is None else ctypes.CDLL(str(library))
+    if found is None or not hasattr(found, "fastdiff_draw_1"):
+        return None
+    draw, same, address = found.fastdiff_draw_1, found.fastdiff_same_state, ctypes.c_void_p
+    draw.argtypes = (address, ctypes.c_int64, ctypes.c_int, address, address)
+    same.argtypes = (address, address)
+    return _Functions(draw, same)
+
+
 def _same_bits(drawn: Tensor, expected: Tensor) -> bool:
     """Whether two tensors are equal, on the CPU without torch's threads: a forked process waits for those for ever."""
     if not drawn.is_cpu:
@@ -130,8 +166,10 @@ def _same_bits(drawn: Tensor, expected: Tensor) -> bool:
 
 def _same(state: Tensor, other: Tensor) -> bool:
     """Whether two states of generators are equal, but for what lies between the fields of a CPU one."""
-    first, second = state.numpy().tobytes(), other.numpy().tobytes()  # a third of what torch.equal takes
-    return first[:5044] == second[:5044]
+    functions = _functions(native.library("cpu")) if len(state) == len(other) == STATE else None
+    if functions is not None:
+        return bool(functions.same(state.data_ptr(), other.data_ptr()))
+    return state.numpy()[:5044].tobytes() == other.numpy()[:5044].tobytes()
 
 
 def _fake(x: Tensor, state: Tensor | None, seeds: Tensor | None, stream: int) -> tuple[Tensor, Tensor]:

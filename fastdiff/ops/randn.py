@@ -41,14 +41,19 @@ def randn(
         like = torch.empty(tuple(shape), dtype=dtype, device=device or getattr(seeds, "device", None))
         return counted(like, seeds, stream)
     place = device or getattr(generator, "device", None)
-    return drawn(torch.empty(tuple(shape), dtype=dtype, device=place), generator)
+    return drawn(torch.empty(tuple(shape), dtype=dtype, device=place), generator, fresh=True)
 
 
-def drawn(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """torch.randn's bits in like's shape, dtype and device; a generator elsewhere (a CPU one for a GPU) draws there."""
-    made = _drawing.draw(
-        "randn_like", like, generator, lambda name, state: _drawing.OVERLOADS[name](like, state, None, 0)
-    )
+def drawn(like: Tensor, generator: torch.Generator | None, *, fresh: bool = False) -> Tensor:
+    """torch.randn's bits in like's shape, dtype and device; a generator elsewhere (a CPU one for a GPU) draws there.
+
+    fresh: like was made for this, and may be what is returned."""
+
+    def call(name: str, state: Tensor) -> tuple[Tensor, ...]:
+        after = _drawing.fill(like, state) if fresh and name == "cpp" else None
+        return _drawing.OVERLOADS[name](like, state, None, 0) if after is None else (like, after)
+
+    made = _drawing.draw("randn_like", like, generator, call)
     if made is not None:
         return made[0]
     device = like.device if generator is None else generator.device
