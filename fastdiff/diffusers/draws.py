@@ -27,8 +27,8 @@ class Dtypes:
 
 
 def dtypes(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: torch.dtype) -> Dtypes:
-    """What diffusers makes of these two dtypes: found by its own step, unless both are at least float32."""
-    if sample == output and sample.itemsize >= 4:
+    """What diffusers makes of these two dtypes: found by its own step, unless both are float32."""
+    if sample == output == torch.float32:
         return Dtypes(sample, sample, sample)
     known = scheduler._memory().dtypes
     if (sample, output) not in known:
@@ -66,7 +66,8 @@ def _observed(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: tor
     made: tuple[Any, ...] = ()
     with _Watch() as watch:
         for time in scheduler._arguments(plain.timesteps)[plan.begin :]:
-            made = made or plain.step(**images, timestep=time, **given, return_dict=False)
+            step = plain.step(**images, timestep=time, **given, return_dict=False)
+            made = made or step
             if watch.seen or not plan.stochastic:
                 break
     result = made[0].dtype

@@ -302,7 +302,9 @@ class Fused:
             value = value_of(timestep, place, [])
             times = self._times()
             row = times.index(value) if value in times else None
-        if row is not None and "prev_timestep" in options:  # UnCLIP's, another at each step: no plan of a loop
+        if (
+            row is not None and "prev_timestep" in options
+        ):  # UnCLIP's, another at each step: no plan of a loop
             timestep, row = (value if place is None else self._times()[place]), None
             value = timestep
         found = self._plan(0, options) if row is not None else self._plan_of(timestep, value, options)
