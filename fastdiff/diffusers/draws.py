@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -26,15 +27,17 @@ class Dtypes:
     draw: torch.dtype
 
 
+_known: WeakKeyDictionary[TracedPlan, dict[tuple[torch.dtype, torch.dtype], Dtypes]] = WeakKeyDictionary()
+
+
 def dtypes(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: torch.dtype) -> Dtypes:
     """What diffusers makes of these two dtypes: found by its own step, unless both are float32."""
     if sample == output == torch.float32:
         return Dtypes(sample, sample, sample)
-    known = scheduler._memory().dtypes
+    known = _known.setdefault(plan, {})
     if (sample, output) not in known:
         known[sample, output] = _observed(scheduler, plan, sample, output)
-    kind: Dtypes = known[sample, output]
-    return kind
+    return known[sample, output]
 
 
 class _Watch(TorchFunctionMode):

@@ -82,7 +82,6 @@ class Memory:
     times: list[float]
     key: Hashable
     plans: dict[Hashable, Found] = field(default_factory=dict)
-    dtypes: dict[Hashable, Any] = field(default_factory=dict)
     path: Any = None
     output_class: tuple[type, list[str]] | None = None
     versions: tuple[tuple[Tensor, int], ...] = ()
@@ -103,10 +102,7 @@ class Memory:
 
     def outdated(self) -> bool:
         """Whether somebody has written into the scheduler's tensors since."""
-        for tensor, version in self.versions:  # at each step: a generator would take twice as long
-            if tensor._version != version:
-                return True
-        return False
+        return [tensor._version for tensor, _ in self.versions] != [version for _, version in self.versions]
 
     def copy(self, begin: int) -> Any:
         """A scheduler to be stepped from step `begin`."""
