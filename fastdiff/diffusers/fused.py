@@ -230,7 +230,9 @@ class Fused:
         """The run, standing at the step that `timestep` means; None if diffusers' own step must take it."""
         place = self._place(timestep)
         run = self._run
-        if self._memo is not None and self._memo.outdated():
+        # Outdated too where it is of other timesteps, set without set_timesteps.
+        other = place is not None and self._memo is not None and place >= len(self._memo.times)
+        if self._memo is not None and (other or self._memo.outdated()):
             self._memo = None
         if run is not None and place is not None and place == run.place and run.memory is self._memo:
             counted = self._counts != "_step_index" or self._step_index == run.next
