@@ -1,0 +1,100 @@
+"""The short way through a loop: where a step follows the one before, with the bits of the long way, and only there."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import pickle
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+import fastdiff.diffusers
+from fastdiff import native
+from fastdiff.diffusers import short
+
+pytestmark = pytest.mark.skipif(
+    bool(native.problem("cpu")) or importlib.util.find_spec("fastdiff._host") is None,
+    reason="the native code is not built",
+)
+NAMES = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "LCMScheduler",
+)
+NAMES += ("PNDMScheduler", "UniPCMultistepScheduler", "EulerAncestralDiscreteScheduler")
+SHAPE = (2, 4, 48, 48)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """How many steps went the short way."""
+    follow, counts = short.follow, []
+
+    def counted(*arguments):
+        made = follow(*arguments)
+        counts.append(made is not None)
+        return made
+
+    monkeypatch.setattr(short, "follow", counted)
+    return counts
+
+
+def loop(scheduler, dtype=torch.float32, change=None):
+    generator = torch.Generator().manual_seed(0)
+    outputs = [torch.randn(SHAPE, generator=generator).to(dtype) for _ in range(3)]
+    scheduler.set_timesteps(6)
+    x = (torch.randn(SHAPE, generator=generator) * float(scheduler.init_noise_sigma)).to(dtype)
+    given = {"generator": generator} if "generator" in scheduler.parameters else {}
+    for i, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(outputs[i % 3], t, x, **given, return_dict=False)[0]
+        if change:
+            x = change(i, x)
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_short_way_has_the_bits_of_the_long_one(name, dtype, taken, monkeypatch):
+    scheduler = fastdiff.diffusers.CLASSES[name]()
+    made = loop(scheduler, dtype)
+    assert sum(taken) >= 3  # the rows of a Runge-Kutta start, which have an anchor, go the long way
+    monkeypatch.setattr(short, "follow", lambda *_: None)
+    assert torch.equal(made, loop(fastdiff.diffusers.CLASSES[name](), dtype))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_that_was_changed_is_taken_as_it_is(name, taken, monkeypatch):
+    def write(i, x):
+        return x.mul_(0.5) if i == 2 else x * 0.9 if i == 3 else x
+
+    made = loop(fastdiff.diffusers.CLASSES[name](), change=write)
+    assert not all(taken[3:5])
+    monkeypatch.setattr(short, "follow", lambda *_: None)
+    assert torch.equal(made, loop(fastdiff.diffusers.CLASSES[name](), change=write))
+
+
+def test_outputs_of_another_kind_go_the_long_way(taken):
+    scheduler = fastdiff.diffusers.CLASSES["EulerDiscreteScheduler"]()
+    scheduler.set_timesteps(4)
+    x, times = torch.randn(SHAPE), scheduler.timesteps
+    for t in times[:2]:
+        x = scheduler.step(torch.ones(SHAPE), t, x, return_dict=False)[0]
+    sloping = torch.ones(SHAPE, requires_grad=True)
+    following = scheduler.step(sloping, times[2], x, return_dict=False)[0]
+    assert taken == [False, True, False] and following.requires_grad
+
+
+def test_copies_find_their_own_way():
+    scheduler = fastdiff.diffusers.CLASSES["EulerDiscreteScheduler"]()
+    scheduler.set_timesteps(4)
+    x, times = torch.randn(SHAPE), scheduler.timesteps
+    for t in times[:2]:
+        x = scheduler.step(torch.ones(SHAPE), t, x, return_dict=False)[0]
+    for other in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
+        made = other.step(torch.ones(SHAPE), other.timesteps[2], x.clone(), return_dict=False)[0]
+        assert made.isfinite().all()
