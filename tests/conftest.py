@@ -13,6 +13,7 @@ from torch import Tensor
 from fastdiff import backend, models, native
 from fastdiff.cli import main
 from fastdiff.models import checkpoint
+from graph_cases import place  # noqa: F401
 from standing_in import stand_in  # noqa: F401
 from tiny_model import one_thread, tiny_model
 
