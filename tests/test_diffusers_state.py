@@ -105,6 +105,31 @@ def test_another_batch_size_afterwards(name: str) -> None:
         assert_near(loop(scheduler, case, generator=generators(case)), both(case)[1])
 
 
+def cut(cls: type, case: Case) -> list[Tensor]:
+    """A loop over timesteps of which the first four were cut off by hand, as some pipelines do for img2img."""
+    scheduler = build(cls, case)
+    scheduler.timesteps = scheduler.timesteps[4:]
+    if case.announced:
+        scheduler.set_begin_index(4)
+    return loop(scheduler, case, generator=generators(case))
+
+
+@pytest.mark.parametrize("announced", [False, True])
+@every
+def test_timesteps_cut_by_hand(name: str, announced: bool) -> None:
+    """set_begin_index says at which level diffusers' loop begins, and not how much of the timesteps is left."""
+    if announced and not hasattr(theirs(name), "set_begin_index"):
+        pytest.skip("its steps are found by their timesteps")
+    case = default(name, 10, announced=announced)
+    try:
+        expected = cut(theirs(name), case)
+    except (AssertionError, IndexError, ValueError) as refusal:
+        pytest.skip(f"diffusers: {refusal!r}")
+    if not all(bool(torch.isfinite(value).all()) for value in expected):
+        pytest.skip("diffusers' own divides by zero: its order falls at the wrong step")
+    assert_near(cut(ours(name), case), expected)
+
+
 class Interrupted(Exception):
     pass
 

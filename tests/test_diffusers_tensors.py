@@ -90,6 +90,24 @@ def test_float64(name: str) -> None:
     assert_alike(loops(default(name, 6), torch.float64), 1e-6)
 
 
+@pytest.mark.parametrize("given", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("sample", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDIMParallelScheduler"])
+def test_noise_of_the_callers(name: str, sample: torch.dtype, rows: int, given: torch.dtype) -> None:
+    """variance_noise of one image broadcasts to the batch; of a wider dtype, it sets the result's."""
+    g = torch.Generator().manual_seed(0)
+    x, output = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64, generator=g).to(sample)
+    noise = torch.randn(rows, 3, 4, 4, dtype=torch.float64, generator=g).to(given)
+    results = []
+    for cls in (ours(name), theirs(name)):
+        scheduler, z = build(cls, default(name, 4)), x
+        for t in scheduler.timesteps[:3]:
+            z = scheduler.step(output.to(z.dtype), t, z, eta=1.0, variance_noise=noise, return_dict=False)[0]
+        results.append([z])
+    assert_near(*results, 1e-2 if torch.float16 in (sample, given) else 1e-5)
+
+
 ILL_CONDITIONED = ("DPMSolverMultistepInverseScheduler", "IPNDMScheduler")
 PAIRS = [(torch.float16, torch.float32), (torch.float32, torch.float16), (torch.bfloat16, torch.float32)]
 

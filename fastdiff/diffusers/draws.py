@@ -68,7 +68,7 @@ def _observed(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: tor
     images = {"model_output": image.to(output), "sample": image}
     made: tuple[Any, ...] = ()
     with _Watch() as watch:
-        for time in scheduler._arguments(plain.timesteps)[plan.begin :]:
+        for time in scheduler._arguments(plain.timesteps)[plan.first :]:
             step = plain.step(**images, timestep=time, **given, return_dict=False)
             made = made or step
             if watch.seen or not plan.stochastic:

@@ -101,9 +101,11 @@ class Fused:
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
+        if name in HELD:
+            return
         if name not in TRANSIENT and vars(self).get("_memo") is not None:
             self._memo = None  # what steps do may depend on it
-        if self._plain is not None and name not in HELD:
+        if self._plain is not None:
             setattr(self._plain.scheduler, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -153,7 +155,7 @@ class Fused:
             return None
         options, given, generator, return_dict = read
         alike = model_output.shape == sample.shape
-        output = model_output if alike else _expanded(model_output, sample)
+        output = _expanded(model_output, sample)
         if output is None:
             return None
         if generator is not None and "variance_noise" in options:
@@ -164,8 +166,14 @@ class Fused:
         line = run.plan.lines[run.row]
         if line.draws and not alike:
             return None  # the shape of its noise is diffusers' to choose
-        self._plain = None
         kind = draws.dtypes(self, run.plan, sample.dtype, model_output.dtype)
+        if given is not None:
+            # Of more precision, it would set the result's dtype.
+            fits = torch.promote_types(given.dtype, kind.result) == kind.result
+            given = _expanded(given, sample) if fits else None
+            if given is None:
+                return None
+        self._plain = None
         noise = draws.noise(self, line, sample, generator, kind.draw) if line.draws else None
         images = Images(output, sample, noise, given)
         prev_sample, bound = run.take(
@@ -260,12 +268,15 @@ class Fused:
     ) -> Run | None:
         """The run of a scheduler that counts its steps."""
         begin = self._begin(run, timestep, place)
-        at = begin if begin is not None or run is None else run.plan.begin
-        found = self._plan(at or 0, options)
+        at, goes_on = begin or 0, run is not None and begin is None
+        if run is not None and goes_on:
+            found = self._plan(run.plan.begin, options, run.plan.first)
+        else:
+            found = self._plan(at, options, self._first(at, timestep, place))
         if isinstance(found, Unfused):
             return None
-        if run is None or begin is not None:
-            run = self._run = Run(found, at or 0)
+        if run is None or not goes_on:
+            run = self._run = Run(found, at)
         run.plan = found
         return run
 
@@ -273,7 +284,7 @@ class Fused:
         """Where a new loop begins, or None if `timestep` carries on with the old one."""
         times = self._times()
         index = getattr(self, self._counts or "", None)
-        if run is not None and run.next < len(times):
+        if run is not None and run.plan.first + run.row < len(times):
             counted = self._counts != "_step_index" or index == run.next
             along = place is None or run.place is None or place == run.place
             if counted and along:
@@ -292,6 +303,16 @@ class Fused:
                 f"all {len(times)} steps are done and timestep {timestep} begins no new loop: call set_timesteps"
             )
         return begin
+
+    def _first(self, begin: int, timestep: Any, place: int | None) -> int:
+        """The place in the timesteps of a loop's first step, `begin`."""
+        if place is not None or self._counts != "_step_index":
+            return begin if place is None else place
+        times = self._times()
+        if begin < len(times) and value_of(timestep, place, times) == times[begin]:
+            return begin
+        value = value_of(timestep, place, times)
+        return times.index(value) if value in times else begin
 
     def _by_time(
         self, run: Run | None, timestep: Any, place: int | None, options: Mapping[str, Any]
@@ -331,15 +352,17 @@ class Fused:
         state = self.__getstate__()
         return Memory.of(plain_copy(state, self.base), state.values())
 
-    def _plan(self, begin: int, options: Mapping[str, Any]) -> Found:
+    def _plan(self, begin: int, options: Mapping[str, Any], first: int | None = None) -> Found:
+        """The plan from step `begin`, whose timestep stands at place `first`, or there too."""
         memory = self._memory()
-        key = (begin, *options.items())
+        first = begin if first is None else first
+        key = (begin, first, *options.items())
         if key not in memory.plans:
-            whole = memory.plans.get((0, *options.items()))
-            if isinstance(whole, TracedPlan) and whole.memoryless:
+            whole = memory.plans.get((0, 0, *options.items()))
+            if isinstance(whole, TracedPlan) and whole.memoryless and first == begin:
                 return whole
-            times = self._arguments(memory.plain.timesteps)[begin:]
-            memory.plans[key] = find(memory, times, begin, options, alone=self._counts is None)
+            times = self._arguments(memory.plain.timesteps)[first:]
+            memory.plans[key] = find(memory, times, begin, first, options, alone=self._counts is None)
         return memory.plans[key]
 
     def _arguments(self, times: Tensor) -> list[Any]:
@@ -352,7 +375,7 @@ class Fused:
         key = ("alone", value, *options.items())
         if key not in memory.plans:
             time = timestep.cpu() if isinstance(timestep, Tensor) else timestep
-            memory.plans[key] = find(memory, [time], 0, options, alone=True)
+            memory.plans[key] = find(memory, [time], 0, 0, options, alone=True)
         return memory.plans[key]
 
     @assume_constant_result
@@ -366,20 +389,18 @@ class Fused:
         """The bounds of dynamic thresholding (arXiv:2205.11487): float32 [B]."""
         config = self.config  # type: ignore[attr-defined]
         if config.sample_max_value < 1:  # as torch.clamp(min=1, max=...) has it: the most wins
-            return x.new_full((len(x),), config.sample_max_value)
-        if (
-            config.sample_max_value < 1
-        ):  # diffusers clamps the quantile to [1, most], where torch lets most win
             return x.new_full((len(x),), config.sample_max_value, dtype=torch.float32)
         return ops.dynamic_bound(
             x, output, table, row, quantile=config.dynamic_thresholding_ratio, most=config.sample_max_value
         )
 
 
-def _expanded(model_output: Tensor, sample: Tensor) -> Tensor | None:
-    """A model output that broadcasts to the sample's shape, such as one image's for a batch."""
+def _expanded(image: Tensor, sample: Tensor) -> Tensor | None:
+    """An image that broadcasts to the sample's shape, such as one model output for a batch."""
+    if image.shape == sample.shape:
+        return image
     try:
-        return model_output.expand(sample.shape).contiguous()
+        return image.expand(sample.shape).contiguous()
     except RuntimeError:
         return None
 

@@ -29,7 +29,7 @@ def remember(made: Any, scheduler: Any, run: Any) -> None:
     again = run.memory.copy(run.plan.begin)
     if scheduler._counts == "counter":
         again.counter = 0
-    times = scheduler._arguments(run.memory.plain.timesteps)[run.plan.begin : run.next]
+    times = scheduler._arguments(run.memory.plain.timesteps)[run.plan.first :][: run.row]
     images = _Images(run, trace(again, times, run.options))
     device = scheduler.timesteps.device
     for name, value in vars(again).items():

@@ -26,13 +26,15 @@ ELSEWHERE = {"_step_index", "_begin_index", "_run", "_internal_dict", "counter"}
 
 @dataclass(frozen=True, eq=False)
 class TracedPlan:
-    """The rows of a run from step `begin`, as fastdiff.ops.solver_step_ reads them.
+    """The rows of a run from step `begin`, as fastdiff.ops.solver_step_ reads them; `first`: the place of that step's
+    timestep, another one where the timesteps were cut by hand.
 
     table: float64 [rows, 22]; folded: the same for a sample that came back as it was returned, so that a weight on the
     returned one adds to it; ring: values kept; reach: how many steps back an anchor may lie.
     """
 
     begin: int
+    first: int
     lines: tuple[Line, ...]
     table: NDArray[np.float64]
     folded: NDArray[np.float64]
@@ -115,18 +117,24 @@ class Memory:
 
 
 def find(
-    memory: Memory, times: Sequence[Any], begin: int, options: Mapping[str, Any], *, alone: bool
+    memory: Memory, times: Sequence[Any], begin: int, first: int, options: Mapping[str, Any], *, alone: bool
 ) -> Found:
-    """The plan through step() at `times`, of which the first is step `begin`; traced if new.
+    """The plan through step() at `times`, from step `begin`, whose timestep stands at place `first`; traced if new.
 
     options: step()'s further arguments; alone: the steps know nothing of each other.
     """
-    key = (memory.key, begin, tuple(float(time) for time in times), tuple(sorted(options.items(), key=str)))
+    key = (
+        memory.key,
+        begin,
+        first,
+        tuple(float(time) for time in times),
+        tuple(sorted(options.items(), key=str)),
+    )
     with _lock:
         if key in _plans:
             _plans.move_to_end(key)
             return _plans[key]
-    found = _trace(memory, times, begin, options, alone)
+    found = _trace(memory, times, begin, first, options, alone)
     with _lock:
         _plans[key] = found
         while len(_plans) > KEPT_PLANS:
@@ -135,7 +143,7 @@ def find(
 
 
 def _trace(
-    memory: Memory, times: Sequence[Any], begin: int, options: Mapping[str, Any], alone: bool
+    memory: Memory, times: Sequence[Any], begin: int, first: int, options: Mapping[str, Any], alone: bool
 ) -> Found:
     plain = memory.copy(begin)
     try:
@@ -159,7 +167,7 @@ def _trace(
             row[COLUMN["a"]] += row[COLUMN["b"]]
             row[COLUMN["b"]] = 0.0
     reach = max((line.anchor for line in found if not line.linked), default=0)
-    return TracedPlan(begin, tuple(found), unfolded, folded, ring, reach, scales)
+    return TracedPlan(begin, first, tuple(found), unfolded, folded, ring, reach, scales)
 
 
 def _alone(

@@ -92,7 +92,7 @@ class Repainted(Fused):
             return handover.call(self, "step", timestep, *tensors, **further)
         return made
 
-    def _plan(self, begin: int, options: Mapping[str, Any]) -> Found:
+    def _plan(self, begin: int, options: Mapping[str, Any], first: int | None = None) -> Found:
         plans = self._memory().plans
         if "blended" not in plans:
             unknown = super()._plan(begin, self.usual)
