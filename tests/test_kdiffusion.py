@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from types import ModuleType
 
 import pytest
@@ -56,6 +57,14 @@ def test_every_sampler_is_there_with_its_signature(k: ModuleType) -> None:
         for parameter in theirs.parameters:
             assert ours.parameters[parameter].default == theirs.parameters[parameter].default
             assert ours.parameters[parameter].kind == theirs.parameters[parameter].kind
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_has_its_name_and_says_what_it_is(name: str) -> None:
+    function = getattr(kdiffusion, f"sample_{name}")
+    assert function.__name__ == function.__qualname__ == f"sample_{name}"
+    assert inspect.getdoc(function)
+    assert pickle.loads(pickle.dumps(function)) is function
 
 
 @pytest.mark.parametrize("seed", range(12))

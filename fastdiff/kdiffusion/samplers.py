@@ -8,10 +8,11 @@ are the same functions without torch.no_grad(), for gradients through the whole 
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from fastdiff.kdiffusion.noise import BrownianTreeNoiseSampler, NoiseSampler, de
 from fastdiff.kdiffusion.run import Callback, Denoiser, Extra, Run
 from fastdiff.kdiffusion.script import checked, script_of
 from fastdiff.samplers._moves import check_amount
+
+P = ParamSpec("P")
 
 
 def walk(
@@ -76,37 +79,56 @@ def _tree(x: Tensor, sigmas: Tensor, given: NoiseSampler | None) -> NoiseSampler
     return BrownianTreeNoiseSampler(x, sigmas[values.index(low)], sigmas[values.index(high)])
 
 
-@torch.no_grad()
-def sample_euler(
-    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
-    s_noise: float = 1.0,
+def _sampler(name: str, body: Callable[Concatenate[str, P], Tensor], what: str) -> Callable[P, Tensor]:
+    """body(name, ...) as the function sample_<name>, whose docstring says `what` it is."""
+    signature = inspect.signature(body)
+    own = [parameter for parameter in signature.parameters.values() if parameter.name != "name"]
+
+    def sample(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        return body(name, *args, **kwargs)
+
+    sample.__name__ = sample.__qualname__ = f"sample_{name}"
+    sample.__doc__ = what
+    sample.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+    return torch.no_grad()(sample)
+
+
+def _churned(
+    name: str, model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None,
+    callback: Callback | None = None, disable: bool | None = None, s_churn: float = 0.0, s_tmin: float = 0.0,
+    s_tmax: float = math.inf, s_noise: float = 1.0,
 ) -> Tensor:  # fmt: skip
-    """Euler's method, with noise put back by s_churn (arXiv:2206.00364, algorithm 2 without its correction)."""
     options = churn(sigmas, s_churn, s_tmin, s_tmax, s_noise)
-    return walk("euler", model, x, sigmas, extra_args, callback, disable, options)
+    return walk(name, model, x, sigmas, extra_args, callback, disable, options)
 
 
-@torch.no_grad()
-def sample_heun(
-    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
-    s_noise: float = 1.0,
+def _ancestral(
+    name: str, model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None,
+    callback: Callback | None = None, disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:  # fmt: skip
-    """Heun's method, two calls a step (arXiv:2206.00364, algorithm 2)."""
-    options = churn(sigmas, s_churn, s_tmin, s_tmax, s_noise)
-    return walk("heun", model, x, sigmas, extra_args, callback, disable, options)
+    source = default_noise_sampler(x) if noise_sampler is None else noise_sampler
+    return walk(name, model, x, sigmas, extra_args, callback, disable, _fresh(eta, s_noise), source)
 
 
-@torch.no_grad()
-def sample_dpm_2(
-    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
-    s_noise: float = 1.0,
-) -> Tensor:  # fmt: skip
-    """The midpoint method in log sigma, two calls a step (arXiv:2206.00927)."""
-    options = churn(sigmas, s_churn, s_tmin, s_tmax, s_noise)
-    return walk("dpm_2", model, x, sigmas, extra_args, callback, disable, options)
+sample_euler = _sampler(
+    "euler", _churned,
+    "Euler's method, with noise put back by s_churn (arXiv:2206.00364, algorithm 2 without its correction).",
+)  # fmt: skip
+sample_heun = _sampler("heun", _churned, "Heun's method, two calls a step (arXiv:2206.00364, algorithm 2).")
+sample_dpm_2 = _sampler(
+    "dpm_2", _churned, "The midpoint method in log sigma, two calls a step (arXiv:2206.00927)."
+)
+sample_euler_ancestral = _sampler(
+    "euler_ancestral", _ancestral, "Euler's method to a lower sigma, then fresh noise."
+)
+sample_dpm_2_ancestral = _sampler(
+    "dpm_2_ancestral", _ancestral, "`sample_dpm_2` to a lower sigma, then fresh noise."
+)
+sample_dpmpp_2s_ancestral = _sampler(
+    "dpmpp_2s_ancestral", _ancestral,
+    "DPM-Solver++(2S) to a lower sigma, then fresh noise; two calls a step (arXiv:2211.01095).",
+)  # fmt: skip
 
 
 @torch.no_grad()
@@ -116,47 +138,6 @@ def sample_lms(
 ) -> Tensor:  # fmt: skip
     """Linear multistep of order 1 to 4: Adams-Bashforth on the uneven grid."""
     return walk("lms", model, x, sigmas, extra_args, callback, disable, {"order": operator.index(order)})
-
-
-def _ancestral(
-    name: str, model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra, callback: Callback | None,
-    disable: bool | None, eta: float, s_noise: float, noise_sampler: NoiseSampler | None,
-) -> Tensor:  # fmt: skip
-    source = default_noise_sampler(x) if noise_sampler is None else noise_sampler
-    return walk(name, model, x, sigmas, extra_args, callback, disable, _fresh(eta, s_noise), source)
-
-
-@torch.no_grad()
-def sample_euler_ancestral(
-    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
-) -> Tensor:  # fmt: skip
-    """Euler's method to a lower sigma, then fresh noise."""
-    return _ancestral(
-        "euler_ancestral", model, x, sigmas, extra_args, callback, disable, eta, s_noise, noise_sampler
-    )
-
-
-@torch.no_grad()
-def sample_dpm_2_ancestral(
-    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
-) -> Tensor:  # fmt: skip
-    """`sample_dpm_2` to a lower sigma, then fresh noise."""
-    return _ancestral(
-        "dpm_2_ancestral", model, x, sigmas, extra_args, callback, disable, eta, s_noise, noise_sampler
-    )
-
-
-@torch.no_grad()
-def sample_dpmpp_2s_ancestral(
-    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
-) -> Tensor:  # fmt: skip
-    """DPM-Solver++(2S) to a lower sigma, then fresh noise; two calls a step (arXiv:2211.01095)."""
-    return _ancestral(
-        "dpmpp_2s_ancestral", model, x, sigmas, extra_args, callback, disable, eta, s_noise, noise_sampler
-    )
 
 
 @torch.no_grad()
