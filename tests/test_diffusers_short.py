@@ -9,11 +9,11 @@ import pickle
 import pytest
 import torch
 
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
-import fastdiff.diffusers
-from fastdiff import native
-from fastdiff.diffusers import short
+import fastdiff.diffusers  # noqa: E402
+from fastdiff import native  # noqa: E402
+from fastdiff.diffusers import short  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     bool(native.problem("cpu")) or importlib.util.find_spec("fastdiff._host") is None,
@@ -76,6 +76,23 @@ def test_a_sample_that_was_changed_is_taken_as_it_is(name, taken, monkeypatch):
     assert not all(taken[3:5])
     monkeypatch.setattr(short, "follow", lambda *_: None)
     assert torch.equal(made, loop(fastdiff.diffusers.CLASSES[name](), change=write))
+
+
+def test_options_of_step_hold_after_scale_model_input(taken):
+    """The scaling of the model's input knows nothing of step()'s options: TCD draws noise unless eta is 0."""
+    ends, states = [], []
+    for module in (fastdiff.diffusers, diffusers):
+        scheduler, generator = module.TCDScheduler(), torch.Generator().manual_seed(0)
+        scheduler.set_timesteps(8)
+        x = torch.linspace(-1, 1, 4 * 48 * 48).reshape(1, 4, 48, 48)
+        for t in scheduler.timesteps:
+            output = (scheduler.scale_model_input(x, t) * 0.9).sin()
+            x = scheduler.step(output, t, x, eta=0.0, generator=generator, return_dict=False)[0]
+        ends.append(x)
+        states.append(generator.get_state())
+    assert sum(taken) >= 6
+    assert (ends[0] - ends[1]).abs().max() <= 1e-5 * ends[1].abs().max()
+    assert torch.equal(*states)
 
 
 def test_outputs_of_another_kind_go_the_long_way(taken):

@@ -80,6 +80,8 @@ def _observed(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: tor
 
 def noise(scheduler: Any, line: Line, sample: Tensor, generator: Any, draw: torch.dtype) -> Tensor | None:
     """The noise of one step; draws that the step does not use are made all the same."""
+    if "noise_sampler" in vars(scheduler):
+        _path(scheduler, sample, generator)  # begun at the first step, noise or no: that may draw its seed
     if line.span is not None:
         made: Tensor = _path(scheduler, sample, generator)(*map(torch.tensor, line.span))
         return made.to(sample.device)

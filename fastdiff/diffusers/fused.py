@@ -174,7 +174,8 @@ class Fused:
             if given is None:
                 return None
         self._plain = None
-        noise = draws.noise(self, line, sample, generator, kind.draw) if line.draws else None
+        drawn = bool(line.draws) or "noise_sampler" in vars(self)
+        noise = draws.noise(self, line, sample, generator, kind.draw) if drawn else None
         images = Images(output, sample, noise, given)
         prev_sample, bound = run.take(
             images, self._bound, kind.result, **({} if blend is None else blend(noise))
@@ -194,7 +195,8 @@ class Fused:
             return self.base.scale_model_input(self, sample, *args, **kwargs)
         try:
             handed = timestep is None or handover.goes_on(self, timestep)
-            run = None if handed else self._entered(timestep, {})
+            options = None if self._run is None else self._run.options
+            run = None if handed else self._entered(timestep, options or {})
         except (IndexError, TypeError, ValueError):
             run = None  # no timestep of this schedule: diffusers' own says so where it minds
         if run is None:
@@ -277,7 +279,8 @@ class Fused:
             return None
         if run is None or not goes_on:
             run = self._run = Run(found, at)
-        run.plan = found
+        if run.plan is not found:  # for other options
+            run.plan, run.way = found, None
         return run
 
     def _begin(self, run: Run | None, timestep: Any, place: int | None) -> int | None:
