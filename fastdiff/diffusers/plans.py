@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fastdiff.diffusers.solving import Line, lines, table
 from fastdiff.diffusers.symbols import NotLinear
-from fastdiff.diffusers.tracing import plain_copy, trace
+from fastdiff.diffusers.tracing import plain_copy, trace, trace_each
 from fastdiff.plan import COLUMN
 
 KEPT_PLANS = 256
@@ -174,18 +175,12 @@ def _alone(
     plain: Any, times: Sequence[Any], options: Mapping[str, Any]
 ) -> tuple[list[Line], tuple[float, ...]]:
     """Rows of steps that know nothing of each other; none after the first that fails."""
-    known: dict[float, tuple[Line, float]] = {}
-    found = []
+    once: dict[float, Any] = {}
     for time in times:
-        try:
-            if float(time) not in known:
-                made = trace(plain, [time], options)
-                known[float(time)] = lines(made)[0], made.scales[0]
-            found.append(known[float(time)])
-        except (IndexError, ValueError):
-            if not found:
-                raise
-            break
+        once.setdefault(float(time), time)
+    traces = dict(zip(once, trace_each(plain, list(once.values()), options)))
+    known = {time: (lines(made)[0], made.scales[0]) for time, made in traces.items()}
+    found = [known[float(time)] for time in itertools.takewhile(lambda time: float(time) in known, times)]
     return [line for line, _ in found], tuple(scale for _, scale in found)
 
 

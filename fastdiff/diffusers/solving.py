@@ -25,6 +25,8 @@ WIDTH = len(KINDS)
 X, OUTPUT, DENOISED, GIVEN = (KINDS.index(kind) for kind in ("x", "output", "denoised", "given"))
 TOLERANCE = 2e-7
 """Of the largest weight: what diffusers' float32 arithmetic on its weights leaves of what cancels exactly."""
+FIRST = 12
+"""Rows that are checked before the others are read."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,10 @@ def lines(trace: Trace) -> list[Line]:
     """The rows of a trace. NotLinear where the fused step's form cannot hold one."""
     solver = Solver(trace)
     try:
-        found = [solver.line(number, linked=False) for number in range(len(trace.steps))]
-        slots(found)
+        return solver.lines(linked=False)
     except NotLinear:
         # A corrector starts each step from its own last result, not from the sample it is given.
-        found = [solver.line(number, linked=True) for number in range(len(trace.steps))]
-        slots(found)
-    return found
+        return solver.lines(linked=True)
 
 
 class Solver:
@@ -90,6 +89,15 @@ class Solver:
                 self.values[number, [X, OUTPUT, DENOISED]] = kept[[X, OUTPUT, DENOISED]]
         own = np.arange(len(trace.steps))
         self.pivots = np.where(self.values[own, self.sources] != 0.0, self.sources, X)
+
+    def lines(self, *, linked: bool) -> list[Line]:
+        """All rows. NotLinear where no ring of values holds what they read: most often, that shows in the first few."""
+        found: list[Line] = []
+        for numbers in (range(len(self.steps[:FIRST])), range(FIRST, len(self.steps))):
+            found += [self.line(number, linked=linked) for number in numbers]
+            if numbers:
+                slots(found)
+        return found
 
     def line(self, number: int, *, linked: bool) -> Line:
         """Row `number`. linked: prefer the sample as the step before returned it to an earlier one as an anchor."""
@@ -112,7 +120,8 @@ class Solver:
             weight, back = self._link(number, target, unit)
         # What a corrector's recursion leaves of long ago cancels, but for diffusers' own rounding.
         least = (TOLERANCE if linked else 1e-12) * unit
-        history = {lag: c for lag, c in back.items() if abs(c) > least} | ({0: float(c0)} if c0 else {})
+        history = {number - int(j): float(back[j]) for j in np.flatnonzero(np.abs(back) > least)}
+        history |= {0: float(c0)} if c0 else {}
         noises = [(i, float(own[place])) for i, place in enumerate(NOISES) if own[place]]
         if len(noises) > 1:
             raise NotLinear("two noises added in one step")
@@ -131,14 +140,14 @@ class Solver:
             extras=tuple(_extra(extra, number) for extra in step.outputs[1:]),
         )  # fmt: skip
 
-    def _past(self, number: int, target: Vector) -> tuple[dict[int, float], Vector]:
-        """Earlier values' weights in target, by steps back, and what of earlier symbols is left."""
+    def _past(self, number: int, target: Vector) -> tuple[Vector, Vector]:
+        """Earlier values' weights in target, oldest first, and what of earlier symbols is left."""
         rest, values, own = target[:number].copy(), self.values[:number], np.arange(number)
         weights = rest[own, self.pivots[:number]] / values[own, self.pivots[:number]]
         rest -= weights[:, None] * values
-        return {number - int(j): float(weights[j]) for j in np.flatnonzero(weights)}, rest
+        return weights, rest
 
-    def _link(self, number: int, target: Vector, unit: float) -> tuple[float, dict[int, float]]:
+    def _link(self, number: int, target: Vector, unit: float) -> tuple[float, Vector]:
         """What remains of the past, as a weight of the sample the step before returned, and the values' weights."""
         before = self.steps[number - 1].outputs[0].reshape(-1, WIDTH)
         _, rest = self._past(number, target)

@@ -7,17 +7,18 @@ either a clamp of the denoised image, which becomes a symbol of its own, or refu
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 Vector = NDArray[np.float64]
 KINDS = ("x", "output", "denoised", "given", "noise", "noise_2")
@@ -68,9 +69,9 @@ class Recording:
 
     def symbol(self, kind: str) -> Symbol:
         """The symbol of that kind of the step now running."""
-        values = torch.zeros(1, self.size, dtype=torch.float64, device="cpu")
+        values = np.zeros((1, self.size))
         values[0, self.place(kind)] = 1.0
-        return values.as_subclass(Symbol)
+        return torch.from_numpy(values).as_subclass(Symbol)
 
     def drawn(self, dtype: torch.dtype | None) -> Symbol:
         """The symbol of a draw."""
@@ -92,56 +93,81 @@ _active = threading.local()
 
 @contextmanager
 def recording(steps: int) -> Iterator[Recording]:
-    """Symbols for a run; draws inside become symbols."""
+    """Symbols for a run."""
     _active.recording = Recording(steps)
     try:
-        with _Draws(_active.recording):
-            yield _active.recording
+        yield _active.recording
     finally:
         del _active.recording
 
 
-def coefficients(symbol: Tensor) -> Vector:
-    """A symbol's coefficients: float64 [M]."""
-    values: Vector = symbol.as_subclass(Tensor).detach().numpy().reshape(-1).copy()
+def coefficients(symbol: Tensor, part: slice = slice(None)) -> Vector:
+    """A symbol's coefficients, or part of them: float64 [M]."""
+    values: Vector = symbol.as_subclass(Tensor).numpy().reshape(-1)[part].copy()
     return values
 
 
-class _Draws(TorchFunctionMode):
-    """torch.randn and its kin give symbols while a step is recorded."""
+@functools.cache
+def drawing_symbols(base: type) -> type:
+    """A scheduler class whose draws are symbols: its own functions, but for the randn_tensor that they find.
 
-    def __init__(self, recording: Recording) -> None:
-        super().__init__()
-        self.recording = recording
+    A mode that intercepts torch.randn would slow down every scalar's arithmetic too.
+    """
+    body = {
+        name: _drawing_symbols(function)
+        for kind in reversed(base.__mro__)
+        for name, function in vars(kind).items()
+        if isinstance(function, FunctionType) and "randn_tensor" in function.__globals__
+    }
+    return type(base.__name__, (base,), {**body, "__module__": base.__module__})
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.randn:
-            shape = args[0] if isinstance(args[0], Sequence) else args
-            if tuple(shape) != (1, self.recording.size):
-                raise NotLinear(f"noise of another shape, {tuple(shape)}")
-            return self.recording.drawn(kwargs.get("dtype") or torch.get_default_dtype())
-        return func(*args, **kwargs)
+
+def _drawing_symbols(function: FunctionType) -> FunctionType:
+    known = {**function.__globals__, "randn_tensor": _randn_tensor}
+    made = FunctionType(
+        function.__code__, known, function.__name__, function.__defaults__, function.__closure__
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
+
+
+def _randn_tensor(
+    shape: Sequence[int], generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None
+) -> Symbol:
+    made: Recording = _active.recording
+    if tuple(shape) != (1, made.size):
+        raise NotLinear(f"noise of another shape, {tuple(shape)}")
+    return made.drawn(dtype or torch.get_default_dtype())
 
 
 class Symbol(Tensor):
     """Coefficients that go through a step's arithmetic: [1, M], or stacked along a dimension before the last."""
+
+    device = torch.device("cpu")
+    dtype = torch.float64
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = func.__name__.strip("_")
-        if name == "get" or name in QUERIES:
-            return super().__torch_function__(func, types, args, kwargs)
-        rule = RULES.get(name)
-        if rule is None:
-            raise NotLinear(f"{name}() of an image")
-        result = rule(args, kwargs)
-        return super().__torch_function__(func, types, args, kwargs) if result is None else result
+        result = _rule(func)(args, kwargs)
+        if result is not None:
+            return result
+        with torch._C.DisableTorchFunctionSubclass():
+            made = func(*args, **kwargs)
+        return made.as_subclass(Symbol) if type(made) is Tensor else made
+
+
+@functools.cache
+def _rule(func: Any) -> Rule:
+    """What is asked of the arguments of func before it is called on a symbol."""
+    name = func.__name__.strip("_")
+    return _linear if name == "get" or name in QUERIES else RULES.get(name, functools.partial(_refused, name))
+
+
+def _refused(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    raise NotLinear(f"{name}() of an image")
 
 
 def _is(value: object) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from fastdiff.diffusers.symbols import (
     Symbol,
     Vector,
     coefficients,
+    drawing_symbols,
     recording,
 )
 
@@ -43,24 +45,41 @@ def trace(plain: Any, times: Sequence[Any], options: Mapping[str, Any]) -> Trace
     options: step()'s other arguments, IMAGE where one is an image. A scheduler that fails part-way has the steps until
     then. Raises NotLinear where a step is more than weights, and what the scheduler raises at its first step.
     """
-    steps: list[Step] = []
-    kept: list[Vector | None] = []
-    scales: list[float] = []
     with recording(len(times)) as symbols:
         _divert(plain, symbols)
-        for number, time in enumerate(times):
-            symbols.number, symbols.step = number, Step()
-            try:
-                scales.append(_scale(plain, symbols, time))
-                outputs = _step(plain, symbols, time, options)
-            except (IndexError, ValueError):
-                if not steps:
-                    raise
-                break
-            symbols.step.outputs = tuple(_vector(output, symbols) for output in outputs)
-            steps.append(symbols.step)
-            kept.append(_remembered(plain, symbols))
-    return Trace(tuple(steps), tuple(kept), tuple(scales[: len(steps)]))
+        taken = _taken(enumerate(times), plain, symbols, options)
+    return _joined(taken)
+
+
+def trace_each(plain: Any, times: Sequence[Any], options: Mapping[str, Any]) -> list[Trace]:
+    """The same for steps that know nothing of each other: a trace of each."""
+    with recording(1) as symbols:
+        _divert(plain, symbols)
+        taken = _taken(((0, time) for time in times), plain, symbols, options)
+    return [_joined([one]) for one in taken]
+
+
+def _joined(taken: Sequence[tuple[Step, Vector | None, float]]) -> Trace:
+    return Trace(tuple(t[0] for t in taken), tuple(t[1] for t in taken), tuple(t[2] for t in taken))
+
+
+def _taken(
+    times: Iterable[tuple[int, Any]], plain: Any, symbols: Recording, options: Mapping[str, Any]
+) -> list[tuple[Step, Vector | None, float]]:
+    """The steps at numbered times, with what is kept of each and the scale of its input."""
+    taken: list[tuple[Step, Vector | None, float]] = []
+    for symbols.number, time in times:
+        symbols.step = Step()
+        try:
+            scale = _scale(plain, symbols, time)
+            outputs = _step(plain, symbols, time, options)
+        except (IndexError, ValueError):
+            if not taken:
+                raise
+            break
+        symbols.step.outputs = tuple(_vector(output, symbols) for output in outputs)
+        taken.append((symbols.step, _remembered(plain, symbols), scale))
+    return taken
 
 
 def _step(plain: Any, symbols: Recording, time: Any, options: Mapping[str, Any]) -> Sequence[Any]:
@@ -82,14 +101,21 @@ def _scale(plain: Any, symbols: Recording, time: Any) -> float:
     """What scale_model_input multiplies the sample by."""
     if not hasattr(plain, "scale_model_input"):
         return 1.0
+    base: Any = type(plain)
     x = symbols.symbol("x")
-    parameters = inspect.signature(plain.scale_model_input).parameters
-    scaled = plain.scale_model_input(x, time) if len(parameters) > 1 else plain.scale_model_input(x)
+    scaled = plain.scale_model_input(x, time) if _scales_by_time(base) else plain.scale_model_input(x)
     return float(coefficients(scaled)[symbols.place("x")])
 
 
+@functools.cache
+def _scales_by_time(base: Any) -> bool:
+    return len(inspect.signature(base.scale_model_input).parameters) > 2
+
+
 def _divert(plain: Any, symbols: Recording) -> None:
-    """What a scheduler does through methods or samplers of its own, as symbols."""
+    """What a scheduler draws, and does through methods or samplers of its own, as symbols."""
+    base: Any = type(plain)
+    plain.__class__ = drawing_symbols(base)
     if hasattr(plain, "_threshold_sample"):
         plain._threshold_sample = lambda sample: symbols.clamped(sample, -1.0, 1.0, dynamic=True)
     if hasattr(plain, "noise_sampler"):
@@ -106,8 +132,8 @@ def _remembered(plain: Any, symbols: Recording) -> Vector | None:
     start = symbols.number * len(KINDS)
     own = slice(start, start + len(KINDS))
     lists = [image for values in vars(plain).values() if isinstance(values, list) for image in values[::-1]]
-    listed = [coefficients(image)[own] for image in lists if isinstance(image, Symbol)]
-    single = [coefficients(image)[own] for image in vars(plain).values() if isinstance(image, Symbol)]
+    listed = [coefficients(image, own) for image in lists if isinstance(image, Symbol)]
+    single = [coefficients(image, own) for image in vars(plain).values() if isinstance(image, Symbol)]
     # Lists come first: a corrected sample, kept too, mixes in earlier ones.
     made = [c for c in (*listed, *single) if c[KINDS.index("output")] or c[KINDS.index("denoised")]]
     return made[0] if made else next((c for c in listed if c.any()), None)
