@@ -23,11 +23,8 @@ ELSEWHERE = {
     "ScoreSdeVpScheduler": "deprecated in diffusers",
 }
 PARTLY = {
-    "DDPMParallelScheduler": "but for learned variance, a noise level of each pixel's own",
-    "DDPMScheduler": "but for learned variance, a noise level of each pixel's own",
     "FlowMatchEulerDiscreteScheduler": "but for per-token timesteps",
     "LMSDiscreteScheduler": "up to order 4",
-    "UnCLIPScheduler": "but for learned variance, a noise level of each pixel's own",
 }
 ARGUMENTS: dict[str, dict[str, int]] = {"SCMScheduler": {"num_inference_steps": 2}}
 

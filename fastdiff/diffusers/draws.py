@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fastdiff import ops
+from fastdiff.diffusers.learned import WIDE
 from fastdiff.diffusers.plans import TracedPlan
 from fastdiff.diffusers.solving import Line
 from fastdiff.diffusers.tracing import IMAGE
@@ -65,11 +66,11 @@ def _observed(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: tor
         given["generator"] = torch.Generator().manual_seed(0)  # no draw of the caller's is spent
     if hasattr(plain, "noise_sampler"):
         plain.noise_sampler = lambda *span: torch.zeros_like(image)
-    images = {"model_output": image.to(output), "sample": image}
+    given |= {"model_output": image.to(output).repeat(1, 2 if WIDE in given.values() else 1, 1, 1)}
     made: tuple[Any, ...] = ()
     with _Watch() as watch:
         for time in scheduler._arguments(plain.timesteps)[plan.first :]:
-            step = plain.step(**images, timestep=time, **given, return_dict=False)
+            step = plain.step(sample=image, timestep=time, **given, return_dict=False)
             made = made or step
             if watch.seen or not plan.stochastic:
                 break

@@ -144,16 +144,19 @@ class Fused:
         sample: Tensor,
         arguments: Mapping[str, Any],
         blend: Blend | None = None,
+        predicted: Tensor | None = None,
     ) -> Any:
         """step()'s result, or None if diffusers' own step must take it.
 
         blend: the noise of the step -> what its kernel blends in, solver_step_'s mask, known and known_noise.
+        predicted: what the model predicted of each pixel's variance.
         """
         self._place(timestep)
         read = None if handover.goes_on(self, timestep) else self._options(arguments)
         if read is None:
             return None
         options, given, generator, return_dict = read
+        model_output = self._part(model_output, sample)
         alike = model_output.shape == sample.shape
         output = _expanded(model_output, sample)
         if output is None:
@@ -176,6 +179,8 @@ class Fused:
         self._plain = None
         drawn = bool(line.draws) or "noise_sampler" in vars(self)
         noise = draws.noise(self, line, sample, generator, kind.draw) if drawn else None
+        if noise is not None and predicted is not None and line.deviation is not None:
+            noise = line.deviation.times(noise, predicted)
         images = Images(output, sample, noise, given)
         prev_sample, bound = run.take(
             images, self._bound, kind.result, **({} if blend is None else blend(noise))
@@ -185,6 +190,10 @@ class Fused:
                 self, self._counts, run.next if self._counts == "_step_index" else run.next - run.plan.begin
             )
         return result(self, line, prev_sample, images, bound, kind.extra, return_dict)
+
+    def _part(self, model_output: Tensor, sample: Tensor) -> Tensor:
+        """The part of the model's output that the step takes."""
+        return model_output
 
     def _scaled_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """diffusers' scale_model_input, without reading the timestep back from its device."""

@@ -22,7 +22,7 @@ from fastdiff.diffusers.tracing import plain_copy, trace, trace_each
 from fastdiff.plan import COLUMN
 
 KEPT_PLANS = 256
-ELSEWHERE = {"_step_index", "_begin_index", "_run", "_internal_dict", "counter"}
+ELSEWHERE = {"_step_index", "_begin_index", "_run", "_fresh", "_internal_dict", "counter"}
 
 
 @dataclass(frozen=True, eq=False)

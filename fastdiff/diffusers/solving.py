@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastdiff.diffusers.learned import Deviation
 from fastdiff.diffusers.symbols import KINDS, NOISES, NotLinear, Step, Vector
 from fastdiff.diffusers.tracing import Trace
 from fastdiff.plan import COLUMN, MAX_HISTORY
@@ -44,7 +45,8 @@ class Line:
     """One row as solved.
 
     history: weights by steps back, 0 the row's own value; anchor: how many steps back the sample is that anchors it, 0
-    for none, -1 for an image given to the step; linked: the anchor is the sample as the step before returned it.
+    for none, -1 for an image given to the step; linked: the anchor is the sample as the step before returned it;
+    deviation: of the noise at each pixel; channels: how many of the output's the step takes, None for all.
     """
 
     x: float
@@ -61,6 +63,8 @@ class Line:
     dynamic: bool
     span: tuple[float, float] | None
     extras: tuple[Extra | None, ...]
+    deviation: Deviation | None = None
+    channels: int | None = None
 
 
 def lines(trace: Trace) -> list[Line]:
@@ -138,6 +142,7 @@ class Solver:
             dynamic=step.clamp is not None and step.clamp.dynamic,
             span=step.spans[0] if step.spans else None,
             extras=tuple(_extra(extra, number) for extra in step.outputs[1:]),
+            deviation=step.deviation, channels=step.channels,
         )  # fmt: skip
 
     def _past(self, number: int, target: Vector) -> tuple[Vector, Vector]:

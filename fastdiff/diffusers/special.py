@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdiff.diffusers import compiled, handover
 from fastdiff.diffusers.fused import Fused
+from fastdiff.diffusers.learned import WIDE
 from fastdiff.diffusers.plans import Found, Unfused
 from fastdiff.diffusers.positions import value_of
 from fastdiff.diffusers.runs import Run
@@ -113,8 +114,49 @@ def _blended(unknown: Found, known: Found) -> Found:
     return dataclasses.replace(unknown, lines=lines, table=table, folded=table)
 
 
+class LearnedVariance(Fused):
+    """DDPM and its kin: the model may predict the variance of each pixel's noise, in as many channels again."""
+
+    @property
+    def usual(self) -> Mapping[str, Any]:  # type: ignore[override]
+        return {"model_output": WIDE} if _learned(self) else {}
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """diffusers' step, fused."""
+        wide = sample.dim() > 1 and model_output.shape[1] == 2 * sample.shape[1]
+        if not wide or torch.compiler.is_compiling() or not _learned(self):
+            return super().step(model_output, timestep, sample, *args, **kwargs)
+        if args:
+            kwargs = dict(zip(list(self.parameters)[4:], args)) | kwargs
+        output, predicted = model_output.split(sample.shape[1], dim=1)
+        arguments = kwargs | {"model_output": WIDE}
+        made = self._fused(output, timestep, sample, arguments, predicted=predicted)
+        if made is None:
+            return handover.call(self, "step", timestep, model_output, timestep, sample, **kwargs)
+        return made
+
+
+def _learned(scheduler: Any) -> bool:
+    return str(getattr(scheduler, "variance_type", None)).startswith("learned")
+
+
+class WithoutVariance(Fused):
+    """Solvers that leave out the variance of a model that predicts one: they take the first channels of its output."""
+
+    def _part(self, model_output: Tensor, sample: Tensor) -> Tensor:
+        if model_output.shape == sample.shape or sample.dim() < 2:
+            return model_output
+        found = self._plan(0, self.usual)
+        channels = None if isinstance(found, Unfused) else found.lines[0].channels
+        return model_output[:, :channels] if channels == sample.shape[1] else model_output
+
+
 SPECIAL: dict[str, type[Fused]] = {
     "CogVideoXDPMScheduler": TwoStepMemory,
+    **dict.fromkeys(["DDPMParallelScheduler", "DDPMScheduler", "UnCLIPScheduler"], LearnedVariance),
     "DDPMWuerstchenScheduler": PerImageTimes,
+    "DPMSolverMultistepInverseScheduler": WithoutVariance,
+    "DPMSolverMultistepScheduler": WithoutVariance,
+    "DPMSolverSinglestepScheduler": WithoutVariance,
     "RePaintScheduler": Repainted,
 }

@@ -20,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdiff.diffusers.learned import Deviation
+
 Vector = NDArray[np.float64]
 KINDS = ("x", "output", "denoised", "given", "noise", "noise_2")
 """The symbols of one step: the sample, the model's output, what a clamp made of it, another image passed to step()
@@ -46,13 +48,16 @@ class Step:
     """What one step of a scheduler did to its symbols.
 
     outputs: the step's results in order, the next sample first; draws: the dtype of each draw, None for the dtype of
-    the images; spans: the arguments of a noise sampler's calls instead.
+    the images; spans: the arguments of a noise sampler's calls instead; deviation: of the noise at each pixel, where
+    the model predicts it; channels: how many of the output's are used, where the step takes a part of them.
     """
 
     outputs: tuple[Vector, ...] = ()
     draws: list[torch.dtype | None] = field(default_factory=list)
     spans: list[tuple[float, float]] = field(default_factory=list)
     clamp: Clamp | None = None
+    deviation: Deviation | None = None
+    channels: int | None = None
 
 
 class Recording:
@@ -73,6 +78,12 @@ class Recording:
         values[0, self.place(kind)] = 1.0
         return torch.from_numpy(values).as_subclass(Symbol)
 
+    def wide(self) -> Symbol:
+        """The symbol of an output with as many channels again, in which the model predicts a variance."""
+        both = np.zeros((1, 2 * self.size))
+        both[0, self.place("output")] = 1.0
+        return torch.from_numpy(both).as_subclass(Symbol)
+
     def drawn(self, dtype: torch.dtype | None) -> Symbol:
         """The symbol of a draw."""
         if len(self.step.draws) == len(NOISES):
@@ -86,6 +97,16 @@ class Recording:
             raise NotLinear("more than one clamp in one step")
         self.step.clamp = Clamp(coefficients(argument), lo, hi, dynamic)
         return self.symbol("denoised")
+
+    def deviating(self, noise: Symbol, function: Callable[[Tensor], Tensor]) -> Symbol:
+        """The symbol of noise times a function of the predicted variance."""
+        deviation = Deviation.of(function)
+        if deviation is None or self.step.deviation is not None:
+            raise NotLinear(
+                "noise of a deviation that is no exponential and no power of what the model predicted"
+            )
+        self.step.deviation = deviation
+        return noise
 
 
 _active = threading.local()
@@ -170,6 +191,38 @@ def _refused(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     raise NotLinear(f"{name}() of an image")
 
 
+class Predicted(Symbol):
+    """The channels in which a model predicts the variance of each pixel. What a step does to them is kept, to be done
+    to numbers; in the end it multiplies noise."""
+
+    made: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of(cls, made: Callable[[Tensor], Tensor]) -> Predicted:
+        predicted = torch.zeros(1, 0, dtype=torch.float64, device="cpu").as_subclass(cls)
+        predicted.made = made
+        return predicted
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        images = [value for value in args if _is(value) and not isinstance(value, Predicted)]
+        if images:
+            predicted = next(value for value in args if isinstance(value, Predicted))
+            if RULES.get(func.__name__.strip("_")) is not _product:
+                raise NotLinear("what the model predicted is added to an image")
+            recording: Recording = _active.recording
+            return recording.deviating(images[0], predicted.made)
+
+        def made(numbers: Tensor) -> Tensor:
+            given = [value.made(numbers) if isinstance(value, Predicted) else value for value in args]
+            result: Tensor = func(*given, **(kwargs or {}))
+            return result
+
+        return Predicted.of(made)
+
+
 def _is(value: object) -> bool:
     return isinstance(value, Symbol)
 
@@ -204,6 +257,23 @@ def _einsum(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         raise NotLinear("a product or quotient of images")
 
 
+def _split(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Symbol, Symbol]:
+    recording: Recording = _active.recording
+    if tuple(args[0].shape) != (1, 2 * recording.size):
+        raise NotLinear("a part of an image")
+    return recording.symbol("output"), Predicted.of(lambda numbers: numbers)
+
+
+def _item(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    match args[1]:
+        case (slice(start=None, stop=None), slice(start=None, stop=int() as channels, step=None)):
+            recording: Recording = _active.recording
+            recording.step.channels = channels
+            first: Tensor = args[0]
+            return first
+    return None
+
+
 def _cast(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     # Coefficients stay float64 on the CPU: casts are the kernel's business. `noise.to(x)` names no symbol.
     first: Tensor = args[0]
@@ -231,7 +301,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["einsum", "matmul", "tensordot"], _einsum),
     **dict.fromkeys(["to", "type", "float", "double", "half", "type_as", "contiguous"], _cast),
     **dict.fromkeys(["clamp", "clip"], _clamp),
-    **dict.fromkeys(["neg", "clone", "detach", "stack", "unsqueeze", "zeros_like", "getitem"], _linear),
+    **dict.fromkeys(["neg", "clone", "detach", "stack", "unsqueeze", "zeros_like"], _linear),
+    **dict.fromkeys(["split", "chunk"], _split),
+    "getitem": _item,
     "randn_like": _drawn_like,
 }
 QUERIES = {"size", "dim", "numel", "stride", "is_floating_point", "element_size", "repr", "format", "len"}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fastdiff.diffusers.learned import WIDE
 from fastdiff.diffusers.symbols import (
     KINDS,
     NotLinear,
@@ -83,9 +84,10 @@ def _taken(
 
 
 def _step(plain: Any, symbols: Recording, time: Any, options: Mapping[str, Any]) -> Sequence[Any]:
-    images = {"model_output": symbols.symbol("output"), "sample": symbols.symbol("x")}
+    output = symbols.wide() if options.get("model_output") == WIDE else symbols.symbol("output")
     given = {k: symbols.symbol("given") if v is IMAGE else v for k, v in options.items()}
-    outputs = plain.step(**images, timestep=time, **given, return_dict=False)
+    images = {"model_output": output, "sample": symbols.symbol("x")}
+    outputs = plain.step(timestep=time, **(given | images), return_dict=False)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
