@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from fastdiff.cli import main
 from fastdiff.models import checkpoint
 from graph_cases import place  # noqa: F401
 from standing_in import stand_in  # noqa: F401
-from tiny_model import one_thread, tiny_model
+from tiny_model import tiny_model
 
 TOLERANCE = {
     torch.float64: 1e-13,
@@ -87,11 +88,20 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.fixture
-def single_thread() -> Iterator[None]:
-    """Torch on one thread: small models run faster, and bits do not depend on the machine."""
-    with one_thread():
+@pytest.fixture(scope="session", autouse=True)
+def single_thread() -> None:
+    """Torch on one thread: most tensors here are small, and waking another thread costs more than it brings."""
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch on `count` threads, for a test of what they change."""
+    torch.set_num_threads(count)
+    try:
         yield
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

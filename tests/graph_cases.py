@@ -16,7 +16,6 @@ import fastdiff
 from fastdiff import Guidance, backend, graphs, schedules
 from fastdiff.graphs import recorder
 from standing_in import StandIn
-from tiny_model import one_thread
 
 KARRAS = schedules.karras(0.1, 10.0)
 SHAPE = (2, 8, 8, 8)
@@ -116,7 +115,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setitem(recorder.RECORDERS, request.param, kind)
     monkeypatch.setattr(kind, "made", [])
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with one_thread(), exact:
+    with exact:
         yield Place(torch.device(request.param), kind.made)
     graphs.clear()
 

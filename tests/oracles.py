@@ -4,11 +4,10 @@ Gaussian mixtures whose denoiser has a closed form, and the probability-flow ODE
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pytest
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
@@ -18,15 +17,6 @@ from fastdiff.plan import Plan, Row
 
 Denoiser = Callable[[Tensor, Level], Tensor]
 Noise = Callable[[int, Row], Tensor]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors: waking a second thread costs more than it brings. Acts on the tests of modules that import it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def execute(plan: Plan, model: Denoiser, x: Tensor, noise: Noise | None = None) -> Tensor:

@@ -30,24 +30,11 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Small models run fastest so, and machines agree."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def plain() -> tuple[Any, Tensor]:
-    """Stable Diffusion, not accelerated, and its image, on as many threads as the tests have: bits depend on it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Stable Diffusion, not accelerated, and its image."""
     pipe = stable_diffusion()
-    image = FAMILIES["SD 1.5"].call(pipe, 4)
-    torch.set_num_threads(before)
-    return pipe, image
+    return pipe, FAMILIES["SD 1.5"].call(pipe, 4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

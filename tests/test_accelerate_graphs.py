@@ -21,7 +21,7 @@ from fastdiff.patching import accelerate, restore
 from tiny_parts import TEXT, text, unet
 from tiny_pipelines import families, stable_diffusion
 
-pytestmark = [pytest.mark.usefixtures("single_thread", "stand_in")]
+pytestmark = [pytest.mark.usefixtures("stand_in")]
 FAMILIES = families()
 CALL = FAMILIES["SD 1.5"].call
 

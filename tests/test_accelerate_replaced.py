@@ -22,8 +22,6 @@ from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import HunyuanVi
 from fastdiff.patching import accelerate, fusing, restore
 from tiny_parts import TEXT, text, unet
 
-pytestmark = pytest.mark.usefixtures("single_thread")
-
 
 @torch.no_grad()
 def denoised(model: Any) -> Tensor:

@@ -33,15 +33,6 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Small models run fastest so, and machines agree."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def both() -> tuple[Any, Any]:
     """Two equal pipelines, the second one accelerated."""
     return stable_diffusion(), accelerate(stable_diffusion())

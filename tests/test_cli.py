@@ -18,8 +18,6 @@ from PIL import Image
 from fastdiff import generate as generating
 from fastdiff import images, models
 
-pytestmark = pytest.mark.usefixtures("single_thread")
-
 
 def pixels(path: str) -> np.ndarray:
     return np.asarray(Image.open(path))

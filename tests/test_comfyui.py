@@ -16,7 +16,6 @@ from comfy_cases import nodes as nodes
 from comfy_stub import Discrete, Flow, Guider, Levels, default_noise_sampler
 from kdiffusion_cases import ANCESTRAL, BETWEEN, BROWNIAN, CHURNED, Denoiser, distance
 from kdiffusion_cases import seeded as seeded
-from oracles import one_thread as one_thread
 from test_parity_kdiffusion import k as k
 from tiny_model import tiny_model
 

@@ -16,7 +16,6 @@ from comfy_stub import Flow, default_noise_sampler
 from fastdiff import kdiffusion
 from kdiffusion_cases import BETWEEN, BROWNIAN, CHURNED, Denoiser, distance
 from kdiffusion_cases import seeded as seeded
-from oracles import one_thread as one_thread
 from test_parity_kdiffusion import k as k
 
 TOLERANCE = 1e-5

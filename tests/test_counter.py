@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastdiff
-from conftest import instruction_sets
+from conftest import instruction_sets, threads
 from fastdiff import backend, counter, native, ops, schedules
 from fastdiff.noise import CounterNoise
 
@@ -83,15 +83,11 @@ def test_every_instruction_set_gives_the_specified_bits(isa, size):
 
 @needs_cpp
 def test_the_number_of_threads_does_not_matter():
-    threads = torch.get_num_threads()
     shape = (3, 20_001)
     expected = counter.normal(SEEDS[:3], shape[1])
-    try:
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
+    for count in (1, 2, 3, 5):
+        with threads(count):
             assert torch.equal(ops.randn(shape, seeds=SEEDS[:3]), expected)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

@@ -12,7 +12,6 @@ import torch  # noqa: E402
 
 from diffusers_cases import NAMES, default, ours  # noqa: E402
 from diffusers_loops import build, generators, loop  # noqa: E402
-from oracles import one_thread as one_thread  # noqa: E402
 from test_diffusers_state import assert_near  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -21,7 +21,6 @@ import torch  # noqa: E402
 
 from diffusers_cases import NAMES, default, draw, ours, theirs  # noqa: E402
 from diffusers_loops import advance, build, generators, loop, network, start  # noqa: E402
-from oracles import one_thread as one_thread  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 every = pytest.mark.parametrize("name", NAMES)

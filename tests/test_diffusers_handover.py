@@ -18,7 +18,6 @@ from torch import Tensor  # noqa: E402
 
 import fastdiff.diffusers as fused  # noqa: E402
 from fastdiff.diffusers.history import lost  # noqa: E402
-from oracles import one_thread as one_thread  # noqa: E402
 
 STEPS = 8
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (

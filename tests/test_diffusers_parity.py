@@ -24,7 +24,6 @@ from torch import Tensor  # noqa: E402
 
 from diffusers_cases import NAMES, Case, draw, ours, theirs  # noqa: E402
 from diffusers_loops import build, generators, loop, recording, states, truth  # noqa: E402
-from oracles import one_thread as one_thread  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

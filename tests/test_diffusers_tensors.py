@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from diffusers_cases import NAMES, Case, default, draw, ours, theirs  # noqa: E402
 from diffusers_loops import advance, build, generators, loop, network, start  # noqa: E402
-from oracles import one_thread as one_thread  # noqa: E402
 from test_diffusers_state import assert_near  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")

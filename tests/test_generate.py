@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,16 +10,10 @@ from torch import Tensor
 
 from fastdiff.generate import Cancelled, generate, prepare
 from fastdiff.samplers import SAMPLERS
-from tiny_model import one_thread, tiny_model
+from tiny_model import tiny_model
 
 NET = tiny_model()
 quick: dict[str, Any] = {"model": NET, "steps": 3}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def test_order_labels_and_seeds() -> None:

@@ -13,7 +13,6 @@ from fastdiff.graphs import graphed
 from fastdiff.graphs.cache import PATIENCE
 from graphed_cases import Net, check, given, made, plain
 
-pytestmark = pytest.mark.usefixtures("single_thread")
 Pair = namedtuple("Pair", "first second")
 
 

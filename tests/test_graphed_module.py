@@ -17,9 +17,6 @@ from fastdiff.graphs import Graphed, graphed
 from fastdiff.graphs.cache import PATIENCE
 from graphed_cases import Net, check, given, made
 
-pytestmark = pytest.mark.usefixtures("single_thread")
-
-
 CHANGES = {
     "attribute": lambda m: setattr(m, "scale", 3.0),
     "replaced weight": lambda m: setattr(m.conv, "weight", nn.Parameter(torch.ones(3, 3, 3, 3))),

@@ -13,7 +13,6 @@ from torch import Tensor
 from fastdiff import kdiffusion
 from kdiffusion_cases import ALONG_SIGMAS, ANCESTRAL, BETWEEN, BROWNIAN, CHURNED, Case, Draws, distance
 from kdiffusion_cases import seeded as seeded
-from oracles import one_thread as one_thread
 from test_parity_kdiffusion import k as k
 
 TOLERANCE = 1e-5

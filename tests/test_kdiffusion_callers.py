@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastdiff import backend, kdiffusion
 from kdiffusion_cases import ALONG_SIGMAS, BETWEEN, CHURNED, Case, Denoiser, distance
 from kdiffusion_cases import seeded as seeded
-from oracles import one_thread as one_thread
 from test_parity_kdiffusion import k as k
 
 TOLERANCE = 1e-5

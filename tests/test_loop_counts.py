@@ -17,7 +17,6 @@ from fastdiff.sampling import planned
 from standing_in import NoReading, allocates, check_synchronises
 
 pytestmark = [
-    pytest.mark.usefixtures("single_thread"),
     pytest.mark.skipif(bool(backend.unavailable("cpp")), reason="the reference is no fused step"),
 ]
 KARRAS = schedules.karras(0.1, 10.0)

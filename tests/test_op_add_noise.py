@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import HALF_AND_SINGLE, assert_accurate
+from conftest import HALF_AND_SINGLE, assert_accurate, threads
 from fastdiff import backend, ops
 
 SHAPES = [(2, 3), (3, 4, 17), (2, 4, 64, 64), (1, 3, 5, 7, 9), (5, 1), (1, 1, 1, 1), (0, 3, 4), (2, 0)]
@@ -46,6 +46,16 @@ def test_numbers_and_single_values(everywhere, dtype, generator):
     expected = ops.add_noise(x0, noise, torch.full((3,), 0.25), torch.full((3,), 0.5))
     for alpha, sigma in [(0.25, 0.5), (torch.tensor(0.25), torch.tensor([0.5]))]:
         assert torch.equal(ops.add_noise(x0, noise, alpha, sigma), expected)
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE)
+def test_the_number_of_threads_does_not_matter(dtype, generator):
+    x0, noise = draw((3, 4, 150, 151), dtype, generator)
+    alpha, sigma = torch.rand(2, 3, generator=generator)
+    expected = ops.add_noise(x0, noise, alpha, sigma)
+    for count in (2, 3, 7):
+        with threads(count):
+            assert torch.equal(ops.add_noise(x0, noise, alpha, sigma), expected)
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import HALF_AND_SINGLE, assert_accurate
+from conftest import HALF_AND_SINGLE, assert_accurate, threads
 from fastdiff import ops
 from group_norm_cases import SHAPES, draw
 
@@ -127,14 +127,10 @@ def test_nan_stays_in_its_group(everywhere, memory_format, bad, generator):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_repeats_and_threads_are_bit_equal(memory_format, generator):
     x = draw((2, 64, 40, 40), torch.float32, generator).to(memory_format=memory_format)
-    threads = torch.get_num_threads()
     expected = ops.group_norm_silu(x, 8)
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    for count in (1, 2, 3):
+        with threads(count):
             assert torch.equal(ops.group_norm_silu(x, 8), expected)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_large_values_follow_silu(everywhere):

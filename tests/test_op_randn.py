@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import HALF_AND_SINGLE
+from conftest import HALF_AND_SINGLE, threads
 from fastdiff import backend, native, ops
 from fastdiff.ops import _drawing
 from q_sample_cases import needs_cpp, twins
@@ -76,19 +76,13 @@ def test_what_is_filled_past_the_dispatcher_has_the_same_bits(size, dtype):
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE)
 @pytest.mark.parametrize("size", [65_536, 65_537, 100_003, 300_000])
 def test_the_number_of_threads_does_not_matter(size, dtype):
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3, 7):
-            ours, theirs = twins(1)
-            torch.randn(5, generator=ours), torch.randn(5, generator=theirs)
-            torch.set_num_threads(count)
-            assert torch.equal(
-                ops.randn((size,), generator=ours, dtype=dtype),
-                torch.randn(size, generator=theirs, dtype=dtype),
-            )
-            assert torch.equal(ours.get_state()[:5044], theirs.get_state()[:5044])
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2, 3, 7):
+        ours, theirs = twins(1)
+        torch.randn(5, generator=ours), torch.randn(5, generator=theirs)
+        with threads(count):
+            found = ops.randn((size,), generator=ours, dtype=dtype)
+            assert torch.equal(found, torch.randn(size, generator=theirs, dtype=dtype))
+        assert torch.equal(ours.get_state()[:5044], theirs.get_state()[:5044])
 
 
 def test_the_global_generator_is_the_default():

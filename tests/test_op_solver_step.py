@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from conftest import HALF_AND_SINGLE
+from conftest import HALF_AND_SINGLE, threads
 from fastdiff import backend, ops
 from solver_step_cases import FULL, INDEX, Case, arguments, every_option, make_table, seeds
 from solver_step_cases import check as check_case
@@ -173,16 +173,12 @@ def test_inference_mode_and_threads(generator):
     positional, keywords = arguments((2, 4, 200, 200), generator)
     table = make_table(**FULL)
     expected = ops.solver_step(*positional, table, INDEX, **keywords).x
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        with torch.inference_mode():
+    for count in (1, 2, 3):
+        with threads(count), torch.inference_mode():
             assert torch.equal(ops.solver_step(*positional, table, INDEX, **keywords).x, expected)
             x = positional[0].clone()
             ops.solver_step_(x, positional[1], make_table(), INDEX)
             assert torch.equal(x, positional[0])
-    finally:
-        torch.set_num_threads(threads)
 
 
 X, T = torch.zeros(2, 3), make_table()

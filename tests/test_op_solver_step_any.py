@@ -12,7 +12,7 @@ from fastdiff import backend, native, ops, reference
 from solver_step_cases import INDEX, Case, cases, check
 
 LEVELS = instruction_sets()
-PLACES = [("reference", "", 100), *(("cpp", isa, 2000 if isa == LEVELS[-1] else 200) for isa in LEVELS)]
+PLACES = [("reference", "", 100), *(("cpp", isa, 800 if isa == LEVELS[-1] else 200) for isa in LEVELS)]
 
 
 @pytest.mark.parametrize(("name", "isa", "count"), PLACES)

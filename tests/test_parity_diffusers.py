@@ -25,7 +25,6 @@ from fastdiff.levels import DiscreteTime, Level, LinearPath, VarianceExploding, 
 from fastdiff.plan import Plan
 from fastdiff.samplers import SAMPLERS
 from oracles import RandomDenoiser, execute, output_of, relative_error
-from oracles import one_thread as one_thread
 from widened import BETAS, in_float64
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")

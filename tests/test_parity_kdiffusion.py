@@ -27,7 +27,6 @@ from fastdiff.levels import Level
 from fastdiff.plan import Plan, Row
 from fastdiff.samplers import SAMPLERS
 from oracles import RandomDenoiser, execute, relative_error
-from oracles import one_thread as one_thread
 
 CONFIGURATIONS = 12
 # Both sides round after each of up to 50 steps, each its own way; most differences are near 1e-14.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from convergence_cases import CASES, Case, measure
-from oracles import one_thread as one_thread
 from oracles import processes
 
 

@@ -14,7 +14,6 @@ from fastdiff.levels import Level
 from fastdiff.plan import Plan
 from fastdiff.samplers import SAMPLERS
 from oracles import RandomDenoiser, execute, relative_error
-from oracles import one_thread as one_thread
 
 BETAS = {
     "linear": schedules.linear_betas,

@@ -14,7 +14,6 @@ from fastdiff import schedules
 from fastdiff.plan import Plan, Row
 from fastdiff.samplers import SAMPLERS
 from oracles import execute, mixture_2d
-from oracles import one_thread as one_thread
 
 STOCHASTIC: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("ddpm", {}),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import threads
 from fastdiff import models
 from fastdiff.models.checkpoint import make_schedule
 from fastdiff.training import Progress, TrainConfig, Trainer, read_config, train
@@ -113,17 +114,14 @@ def test_levels_are_drawn_evenly() -> None:
 
 
 def test_the_gradient_does_not_depend_on_threads(data: Path) -> None:
-    runs, before = [], torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
+    runs = []
+    for count in (1, 2):
+        with threads(count):
             trainer = Trainer(TINY, data)
             for _ in range(3):
                 trainer.advance()
-            assert torch.get_num_threads() == threads
+            assert torch.get_num_threads() == count
             runs.append(weights(trainer))
-    finally:
-        torch.set_num_threads(before)
     assert same(*runs)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from fastdiff import models
@@ -22,12 +19,3 @@ def tiny_model() -> models.TrainedUNet:
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.2, generator=generator)
     return net.eval().requires_grad_(False)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Small tensors: waking a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
