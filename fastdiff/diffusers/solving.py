@@ -25,7 +25,7 @@ from fastdiff.reference import COLUMNS
 WIDTH = len(KINDS)
 X, OUTPUT, DENOISED, GIVEN = (KINDS.index(kind) for kind in ("x", "output", "denoised", "given"))
 TOLERANCE = 2e-7
-"""Of the largest weight: what diffusers' float32 arithmetic on its weights leaves of what cancels exactly."""
+"""Of the largest term: what diffusers' float32 arithmetic on its weights leaves of what cancels exactly."""
 FIRST = 12
 """Rows that are checked before the others are read."""
 
@@ -79,10 +79,13 @@ def lines(trace: Trace) -> list[Line]:
 
 class Solver:
     """Reads the rows off a trace. values: what is kept of each step, over its own symbols: [N, kinds]; pivots: the
-    symbol by which a value's weight is read off, one that nothing else brings along."""
+    symbol by which a value's weight is read off, one that nothing else brings along; sizes: about how large the images
+    are that the symbols stand for, so that a small weight of a large sample is not taken for a rounding error."""
 
     def __init__(self, trace: Trace) -> None:
         self.steps = trace.steps
+        self.sizes = np.ones((len(trace.steps), WIDTH))
+        self.sizes[:, X] = [1.0 / abs(scale) if scale else 1.0 for scale in trace.scales]
         self.sources = np.array([DENOISED if step.clamp else OUTPUT for step in trace.steps])
         self.values = np.zeros((len(trace.steps), WIDTH))
         for number, kept in enumerate(trace.kept):
@@ -108,13 +111,14 @@ class Solver:
         step = self.steps[number]
         target = step.outputs[0].reshape(-1, WIDTH)
         own, value, source = target[number], self.values[number], self.sources[number]
-        unit = float(np.abs(target).max()) or 1.0
+        sizes = self.sizes[: number + 1]
+        unit = float(np.abs(target[: number + 1] * sizes).max()) or 1.0
         if step.clamp and value[OUTPUT]:
             raise NotLinear("a memory of both the clamped image and the output")
         c0 = own[source] / value[source] if value[source] else 0.0
         back, rest = self._past(number, target)
         anchor, weight = 0, 0.0
-        left = np.argwhere(np.abs(rest) > TOLERANCE * unit)
+        left = np.argwhere(np.abs(rest * sizes[:number]) > TOLERANCE * unit)
         if not len(left):
             linked = False
         elif len(left) == 1 and left[0][1] == X and not linked:
@@ -135,7 +139,7 @@ class Solver:
             anchor, weight = -1, float(own[GIVEN])
         x = own[X] - c0 * value[X]
         return Line(
-            x=0.0 if abs(x) < 1e-12 * unit else float(x), history=history, value=(value[X], value[source]),
+            x=0.0 if abs(x) * sizes[number, X] < 1e-12 * unit else float(x), history=history, value=(value[X], value[source]),
             output=float(own[OUTPUT]) if step.clamp else 0.0, noise=noises[0][1] if noises else 0.0,
             draws=tuple(step.draws), drawn=noises[0][0] if noises else -1, anchor=anchor, weight=weight,
             linked=linked, denoised=_denoised(step, number),
@@ -159,7 +163,7 @@ class Solver:
         _, passed = self._past(number, before)
         weight = float((rest * passed).sum() / max(float((passed * passed).sum()), 1e-300))
         back, left = self._past(number, target - weight * before)
-        if np.abs(left).max() > TOLERANCE * unit:
+        if np.abs(left * self.sizes[:number]).max() > TOLERANCE * unit:
             raise NotLinear("a memory that neither the last outputs nor one earlier sample holds")
         return weight, back
 
