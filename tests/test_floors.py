@@ -31,6 +31,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(
         [
             "guidance",
+            "lazy_guidance",
             "inpainting",
             "noise",
             "thresholding",
