@@ -138,8 +138,9 @@ class Solver:
                 raise NotLinear("an image given to a step that reads an earlier one")
             anchor, weight = -1, float(own[GIVEN])
         x = own[X] - c0 * value[X]
+        x = 0.0 if abs(x) * sizes[number, X] < 1e-12 * unit else float(x)
         return Line(
-            x=0.0 if abs(x) * sizes[number, X] < 1e-12 * unit else float(x), history=history, value=(value[X], value[source]),
+            x=x, history=history, value=(value[X], value[source]),
             output=float(own[OUTPUT]) if step.clamp else 0.0, noise=noises[0][1] if noises else 0.0,
             draws=tuple(step.draws), drawn=noises[0][0] if noises else -1, anchor=anchor, weight=weight,
             linked=linked, denoised=_denoised(step, number),
