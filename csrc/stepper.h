@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#define FASTDIFF_STEP fastdiff_step_3
-#define FASTDIFF_STEP_NAME "fastdiff_step_3"
+#define FASTDIFF_STEP fastdiff_step_4
+#define FASTDIFF_STEP_NAME "fastdiff_step_4"
 
 extern "C" {
 
@@ -36,10 +36,11 @@ struct FastdiffRow {
     int64_t noise_type;
     const float* bound;  // [images]
     const float* gain;   // [images]
-    float* x;  // where not null, written instead of the run's x, with these three instead of its others
+    float* x;            // where not null, written instead of the run's x, with these instead of its others
     const float* source;
     void* input;
     float* history;
+    const float* anchor;
 };
 
 // Takes one step. Returns null, or what keeps it from being taken; then nothing was written.

@@ -211,7 +211,8 @@ const char* step(const FastdiffRun& run_of, const FastdiffRow& with) {
     s.x = with.x ? with.source : f.x;
     s.x_next = with.x ? with.x : f.x;
     s.sample_size = f.numel / f.images;
-    s.anchor = f.anchor;
+    s.anchor = with.x ? with.anchor : f.anchor;
+    if (r.accept != 0 && with.x) return "a row that writes its anchor has its state in place";
     if (r.accept != 0) s.anchor_next = f.anchor;
     float* history = with.x ? with.history : f.history;
     if (history) set_ring(s, r, history, f.slots, f.numel);

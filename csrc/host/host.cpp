@@ -2,7 +2,7 @@
 // Nothing here is needed to run an op.
 #include <pybind11/pybind11.h>
 
-#include "stepper.h"
+#include "follow.h"
 
 namespace py = pybind11;
 
@@ -42,6 +42,8 @@ PYBIND11_MODULE(_host, module) {
     module.attr("STEP") = FASTDIFF_STEP_NAME;
     module.def(
         "stepper", &fastdiff::make_stepper, "A function that takes steps; see fastdiff/ops/stepper.py.");
+    module.def(
+        "way", &fastdiff::make_way, "A loop's steps, told and taken; see fastdiff/diffusers/short.py.");
     module.def("cpu_features", &cpu_features, "Instruction set -> whether this processor has it.");
     module.def("build_info", &build_info, "The compiler and versions this install was built with.");
 }

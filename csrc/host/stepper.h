@@ -117,24 +117,32 @@ inline bool outputs_fit(const Stepper& s, PyObject* output, PyObject* uncond, Fa
     return equals(shape, s.doubled_shape);
 }
 
-// A state of its own, given from the seventh argument on: `source` is read; x, input and history, which the
-// caller made for it, are written.
+// The memory of a float32 image like x, or null.
+inline const float* image(const Stepper& s, PyObject* tensor) {
+    const auto* address = static_cast<const float*>(plain(s, tensor, s.strides));
+    const bool fits =
+        address && type_of(s, tensor) == 0 && equals(PyObject_GetAttr(tensor, names().shape), s.shape);
+    return fits ? address : nullptr;
+}
+
+// A state of its own, given from the seventh argument on: `source` and anchor are read; x, input and history,
+// which the caller made for it, are written.
 inline bool moved(const Stepper& s, PyObject* const* args, Py_ssize_t count, FastdiffRow& row) {
-    if (count != 10) return false;
-    row.source = static_cast<const float*>(plain(s, args[6], s.strides));
+    if (count != 11) return false;
+    row.source = image(s, args[6]);
+    if (args[10] != Py_None && !(row.anchor = image(s, args[10]))) return false;
     row.x = static_cast<float*>(memory(args[7]));
     if (args[8] != Py_None) row.input = memory(args[8]);
     if (args[9] != Py_None) row.history = static_cast<float*>(memory(args[9]));
-    return row.source && row.x && type_of(s, args[6]) == 0 &&
-           equals(PyObject_GetAttr(args[6], names().shape), s.shape);
+    return row.source && row.x;
 }
 
-// step(row, output=None, uncond=None, noise=None, bound=None, gain=None[, source, x, input, history])
+// step(row, output=None, uncond=None, noise=None, bound=None, gain=None[, source, x, input, history, anchor])
 inline PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     const Stepper& s = *static_cast<Stepper*>(PyCapsule_GetPointer(self, nullptr));
     const auto given = [&](Py_ssize_t i) { return i < count ? args[i] : Py_None; };
     FastdiffRow row = {};
-    bool taken = count >= 1 && count <= 10 && PyLong_CheckExact(args[0]);
+    bool taken = count >= 1 && count <= 11 && PyLong_CheckExact(args[0]);
     if (taken) {
         row.row = PyLong_AsLongLong(args[0]);
         taken = outputs_fit(s, given(1), given(2), row) && noise_fits(s, given(3), row) &&
@@ -152,6 +160,21 @@ inline PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     if (!taken) return PyObject_Vectorcall(s.fallback.ptr(), args, count, nullptr);
     if (s.bump.is_none()) Py_RETURN_NONE;
     return PyObject_CallOneArg(s.bump.ptr(), s.written.ptr());
+}
+
+// A Python function whose self is `state`, which it owns.
+template <class T>
+inline py::object bound_to(PyMethodDef* definition, T* state) {
+    PyObject* capsule = PyCapsule_New(
+        state, nullptr, [](PyObject* c) { delete static_cast<T*>(PyCapsule_GetPointer(c, nullptr)); });
+    if (!capsule) {
+        delete state;
+        throw py::error_already_set();
+    }
+    PyObject* made = PyCFunction_NewEx(definition, capsule, nullptr);
+    Py_DECREF(capsule);
+    if (!made) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(made);
 }
 
 template <class T>
@@ -187,17 +210,8 @@ inline py::object make_stepper(const py::dict& what) {
         what["kept"]};
     static PyMethodDef definition = {
         "step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)), METH_FASTCALL,
-        "step(row, output=None, uncond=None, noise=None, bound=None, gain=None, /), or all ten"};
-    PyObject* capsule = PyCapsule_New(
-        s, nullptr, [](PyObject* c) { delete static_cast<Stepper*>(PyCapsule_GetPointer(c, nullptr)); });
-    if (!capsule) {
-        delete s;
-        throw py::error_already_set();
-    }
-    PyObject* made = PyCFunction_NewEx(&definition, capsule, nullptr);
-    Py_DECREF(capsule);
-    if (!made) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(made);
+        "step(row, output=None, uncond=None, noise=None, bound=None, gain=None, /), or all eleven"};
+    return bound_to(&definition, s);
 }
 
 }  // namespace fastdiff

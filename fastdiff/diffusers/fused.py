@@ -26,6 +26,7 @@ TRANSIENT = {
     "_step_index",
     "_begin_index",
     "_run",
+    "_fresh",
     "_plain",
     "_memo",
     "_of_thread",
@@ -35,7 +36,7 @@ TRANSIENT = {
     "is_scale_input_called",
 }
 """Attributes that say where a loop stands, not what its steps do."""
-HELD = {"_run", "_plain", "_memo", "_of_thread", "_loops", "_graph", "_constructing"}
+HELD = {"_run", "_fresh", "_plain", "_memo", "_of_thread", "_loops", "_graph", "_constructing"}
 """Attributes of ours that diffusers' own schedulers lack."""
 _setting = threading.RLock()
 
@@ -65,6 +66,7 @@ class Fused:
     _step_index = PerThread()
     _begin_index = PerThread()
     _run = PerThread(None)
+    _fresh = PerThread(None)
     _memo = PerThread(None)
     _plain = PerThread(None)
 
@@ -92,12 +94,13 @@ class Fused:
         check_steps(self.base, self.config, args, kwargs)  # type: ignore[attr-defined]
         with _setting:  # what threads that share a scheduler do not each own stays together
             begin_loop(self)
-            self._run = self._plain = None
+            self._run = self._fresh = self._plain = None
             super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
             self._memo = self._snapshot()
         if "_constructing" in vars(self):
             return
-        self._plan(0, self.usual)
+        found = self._plan(0, self.usual)
+        self._fresh = None if isinstance(found, Unfused) else short.begin(self, found)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -112,6 +115,7 @@ class Fused:
         """For copies and pickles: this thread's view, the loop it is in with it."""
         state = without_threads(vars(self))
         state.pop("_memo", None)
+        state.pop("_fresh", None)
         state.pop("_graph", None)
         state.pop("_constructing", None)
         return state

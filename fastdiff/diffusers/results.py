@@ -12,8 +12,10 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from fastdiff.diffusers.runs import Images
 from fastdiff.diffusers.solving import Extra, Line
+
+Given = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""The images of a step: runs.Images."""
 
 
 class LazyTuple(tuple[Any, ...]):
@@ -22,8 +24,8 @@ class LazyTuple(tuple[Any, ...]):
     RuntimeError if what they are computed from was overwritten in between.
     """
 
-    _made: tuple[Any, ...] | None
-    _source: tuple[Line, Images, Tensor | None, torch.dtype]
+    _made: tuple[Any, ...] | None = None
+    _source: tuple[Line, Given, Tensor | None, torch.dtype]
     _versions: tuple[int, ...]
 
     def _whole(self) -> tuple[Any, ...]:
@@ -65,15 +67,25 @@ class LazyTuple(tuple[Any, ...]):
         return hash(self._whole())
 
 
-def _versions(images: Images) -> tuple[int, ...]:
-    return tuple(-1 if image is None or image.is_inference() else image._version for image in images)
+def _versions(images: Given) -> tuple[int, ...]:
+    """-1 for an inference tensor: nobody can tell whether it was overwritten."""
+    output, sample, noise, given = images
+    try:
+        newest = output._version, sample._version
+    except RuntimeError:
+        return (-1,)
+    if noise is None and given is None:
+        return newest
+    return *newest, *(
+        -1 if image is None or image.is_inference() else image._version for image in (noise, given)
+    )
 
 
 def result(
     scheduler: Any,
     line: Line,
     prev_sample: Tensor,
-    images: Images,
+    images: Given,
     bound: Tensor | None,
     dtype: torch.dtype,
     return_dict: bool,
@@ -85,26 +97,25 @@ def result(
     if not line.extras:
         return (prev_sample,)
     made = LazyTuple((prev_sample, *line.extras))
-    made._made, made._source, made._versions = None, (line, images, bound, dtype), _versions(images)
-    if images.sample.is_inference() or images.output.is_inference():
-        made._whole()  # nobody could tell later whether they were overwritten
+    made._source, made._versions = (line, images, bound, dtype), _versions(images)
+    if made._versions == (-1,):
+        made._whole()
     return made
 
 
-def _extras(
-    line: Line, images: Images, bound: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor | None, ...]:
+def _extras(line: Line, images: Given, bound: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
     return tuple(_extra(extra, line, images, bound, dtype) for extra in line.extras)
 
 
 def _extra(
-    extra: Extra | None, line: Line, images: Images, bound: Tensor | None, dtype: torch.dtype
+    extra: Extra | None, line: Line, images: Given, bound: Tensor | None, dtype: torch.dtype
 ) -> Tensor | None:
     """One further image, at full precision, then rounded."""
     if extra is None:
         return None
-    wide = torch.float64 if images.sample.dtype == torch.float64 else torch.float32
-    sample, output, noise = images.sample.to(wide), images.output.to(wide), images.noise
+    output, sample, noise, _ = images
+    wide = torch.float64 if sample.dtype == torch.float64 else torch.float32
+    output, sample = output.to(wide), sample.to(wide)
     made = torch.zeros_like(sample)
     if extra.x:
         made = made + extra.x * sample

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from fastdiff import ops
+from fastdiff import backend, ops
 from fastdiff.diffusers.plans import TracedPlan
+from fastdiff.ops import _checks
+from fastdiff.ops._remembered import ordinary
+from fastdiff.ops.stepper import MovingStepper, moving_stepper
 from fastdiff.plan import COLUMN
 
 HALVES = (torch.float16, torch.bfloat16)
+_direct: WeakKeyDictionary[TracedPlan, dict[Any, MovingStepper | None]] = WeakKeyDictionary()
+
+
+def usual() -> bool:
+    """Whether the C++ kernel may be called at once, and a tensor made now is one whose changes are counted."""
+    return (
+        backend.is_direct("solver_step")
+        and ordinary()
+        and not _checks.forwards()
+        and not torch.is_inference_mode_enabled()
+    )
 
 
 class Images(NamedTuple):
@@ -31,7 +46,8 @@ class Run:
     next: the step expected; place: where in scheduler.timesteps it is expected; options, memory: what the plan was
     found with; samples: those given, newest first; returned: the sample last returned, and its version; state: what
     that is a copy of, in float32 for a sample of lower precision; noise: last drawn, and in which row,
-    where a corrector will want it.
+    where a corrector will want it; way: the short one, None before it was looked for, False where there is none; first,
+    stride: addresses of the timesteps; fresh: the loop has not begun.
     """
 
     plan: TracedPlan
@@ -47,6 +63,9 @@ class Run:
     returned: Tensor | None = None
     version: int = -1
     way: Any = None
+    first: int = 0
+    stride: int = 0
+    fresh: bool = False
     noise: tuple[int, Tensor] | None = None
 
     @property
@@ -75,10 +94,13 @@ class Run:
             following = self._functional(row, x, output, table, numbers[row], anchor, noise, bound, blend)
         else:
             following, rounded, ring = self._made(x, dtype)
-            ops.solver_step_(
-                following, output, table, numbers[row], anchor=anchor, history=ring, noise=noise, bound=bound,
-                source=x, input=rounded, **blend,
-            )  # fmt: skip
+            direct = None if blend or (line.linked and not same) or not usual() else self.direct(x, dtype)
+            made = (x, following, rounded, ring, anchor)
+            if direct is None or direct(row, output, None, noise, bound, None, *made) is False:
+                ops.solver_step_(
+                    following, output, table, numbers[row], anchor=anchor, history=ring, noise=noise, bound=bound,
+                    source=x, input=rounded, **blend,
+                )  # fmt: skip
             return self.moved(x, following, rounded, noise), bound
         rounded = None if dtype == x.dtype else following.to(dtype)
         return self.moved(x, following, rounded, noise), bound
@@ -92,11 +114,24 @@ class Run:
         self.noise = (self.row, noise) if self.plan.linked and noise is not None else None
         self.returned, self.version = returned, returned._version
         self.next += 1
+        self.fresh = False
         self.place = None if self.place is None else self.place + 1
         if self.row == len(self.plan.lines):  # the loop is over: its images are the caller's alone
             self.ring = self.state = self.returned = self.noise = None
             self.values, self.samples = [], []
         return returned
+
+    def direct(self, x: Tensor, dtype: torch.dtype) -> MovingStepper | None:
+        """The kernel past PyTorch's dispatcher, for states like x and results of `dtype`, on the folded table; found
+        once for a plan."""
+        known = _direct.setdefault(self.plan, {})
+        key = (x.shape, x.stride(), x.dtype, x.device, dtype)
+        if key not in known:
+            table, _ = self.table(x.device, True)
+            rounded = None if dtype == x.dtype and not self.plan.linked else torch.empty_like(x, dtype=dtype)
+            ring = self.make_ring(x) if self.plan.ring else None
+            known[key] = moving_stepper(x, table, history=ring, input=rounded)
+        return known[key]
 
     def _made(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What a step writes: the next state, the same to return if that is another tensor, the history."""
@@ -106,7 +141,7 @@ class Run:
         # A corrector needs its last result as it was, even where the caller writes into what was returned.
         apart = dtype != x.dtype or self.plan.linked
         rounded = torch.empty_like(x, dtype=dtype) if apart else None
-        return torch.empty_like(x), rounded, self._ring_like(x) if self.plan.ring else None
+        return torch.empty_like(x), rounded, self.make_ring(x) if self.plan.ring else None
 
     def table(self, device: torch.device, folded: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         key = (self.plan, device, folded)
@@ -136,7 +171,8 @@ class Run:
     def _recorded(self) -> bool:
         return any(tensor.requires_grad for tensor in (*self.values, *self.samples))
 
-    def _ring_like(self, x: Tensor) -> Tensor:
+    def make_ring(self, x: Tensor) -> Tensor:
+        """The ring of values, for states like x."""
         if self.ring is None:
             strides = (x.numel(), *x.stride())
             self.ring = torch.empty_strided(

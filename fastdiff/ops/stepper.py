@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,7 +47,8 @@ class Stepper(Protocol):
 
 class MovingStepper(Protocol):
     """Takes a row from `source` to x; x, input and history (or None) are not looked at but for their memory, which was
-    made for it. False where it did not: the other tensors are not of the kind it knows, and nothing was written."""
+    made for it. False where it did not: the other tensors are not of the kind it knows, or the row writes its anchor;
+    then nothing was written."""
 
     def __call__(
         self,
@@ -60,6 +62,7 @@ class MovingStepper(Protocol):
         x: Tensor,
         input: Tensor | None,
         history: Tensor | None,
+        anchor: Tensor | None,
         /,
     ) -> bool | None: ...
 
@@ -98,6 +101,12 @@ def moving_stepper(
         moving=True
     )
     return steps
+
+
+def short_way(what: dict[str, Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A scheduler's step that follows its last, told and taken: csrc/host/follow.h. Only where a moving_stepper is."""
+    made: tuple[Callable[..., Any], Callable[..., Any]] = _host.way(what)
+    return made
 
 
 def _refused(*arguments: object) -> bool:
