@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import comfy_stub
 from comfy_cases import SHAPE, sampled, scheduled, started
 from comfy_cases import nodes as nodes
 from comfy_stub import Discrete, Flow, Guider, Levels, default_noise_sampler
@@ -204,3 +205,9 @@ def test_a_run_to_images(nodes: ModuleType, path: Levels) -> None:
     images = (latent / 2 + 0.5).clamp(0, 1).movedim(1, -1)
     assert images.shape == (2, 16, 16, 3) and torch.isfinite(images).all() and images.std() > 0.01
     assert not torch.equal(images[0], images[1])
+
+
+def test_without_fastdiff_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastdiff", None)  # an import of it fails
+    with pytest.raises(ImportError, match="pip install"), comfy_stub.loaded(None):
+        pass

@@ -77,3 +77,16 @@ def test_no_pool_that_a_capture_was_broken_off_in(pools):
     second, _ = recorder.record(int)
     recorder.record(int)
     assert pools == [None, first.__self__.number, None, second.__self__.number]
+
+
+def test_a_capture_may_come_while_another_warms_up(pools):
+    outer, inner = (CudaRecorder(torch.device("cuda", 0)) for _ in range(2))
+    captured = []
+
+    def function():
+        if not captured:
+            captured.append(inner.record(int))
+        return 7
+
+    replay, made = outer.record(function)
+    assert made == 7 and pools == [None, None] and replay.__self__ is not captured[0][0].__self__

@@ -34,6 +34,7 @@ class Part(nn.Module):
         self.names = {"a"}
         self.processor = Processor()
         self.scale = 0.5
+        self.shift = 0.0
         self.loose = torch.ones(2)
         self.drop = nn.Dropout(0.1)
 
@@ -65,6 +66,7 @@ class Model(nn.Sequential):
 
 CHANGES = {
     "an attribute": lambda m: setattr(m[1], "scale", 0.25),
+    "the sign of a zero": lambda m: setattr(m[1], "shift", -0.0),
     "a dict's value": lambda m: m[0].scaling.update(default=2.0),
     "a dict's key": lambda m: m[0].scaling.update(more=m[0].scaling.pop("default")),
     "a list": lambda m: m[0].active.append("other"),

@@ -92,6 +92,19 @@ def test_numbers_are_part_of_the_key(stand_in):
 
 
 @torch.no_grad()
+def test_zeros_of_both_signs_and_nan_are_told_apart(stand_in):
+    net, (x, t) = made(), given()
+    for factor in (0.0, -0.0, "nan", 0.0):
+        for _ in range(2):
+            inverse = net(x * 0, t * 0, added={"shift": torch.ones(1), "factor": float(factor)}).sample
+            expected = plain(
+                net, x * 0, t * 0, added={"shift": torch.ones(1), "factor": float(factor)}
+            ).sample
+            assert torch.equal(inverse.signbit(), expected.signbit())
+    assert net.forward.report.captured == 3
+
+
+@torch.no_grad()
 def test_times_that_are_numbers_do_not_fill_the_cache(stand_in):
     net = made()
     for _ in range(3):

@@ -144,6 +144,16 @@ def test_signature_copies_and_pickles(stand_in):
     assert set(net.state_dict()) == set(Net().state_dict())
 
 
+@torch.no_grad()
+def test_asked_for_again_it_takes_the_place_of_the_first(stand_in):
+    net = made()
+    net.forward = graphed(net)
+    for _ in range(4):
+        check(net, *given())
+    assert net.forward.report.replayed == 3 and len(stand_in) == 1
+    assert inspect.unwrap(net.forward).__func__ is Net.forward
+
+
 def test_errors_and_lifetime(stand_in):
     with pytest.raises(TypeError, match=r"pass a torch\.nn\.Module"):
         graphed(lambda x: x)

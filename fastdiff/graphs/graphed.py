@@ -81,7 +81,10 @@ class Graphed:
             raise TypeError(f"module is {type(module).__name__}: pass a torch.nn.Module")
         if most < 1 or captures_at < 1:
             raise ValueError(f"most and captures_at must be at least 1, got {most} and {captures_at}")
-        self._set({"module": module, "forward": module.forward, "options": (most, also, captures_at)})
+        forward = module.forward
+        if isinstance(forward, Graphed) and forward.module is module:
+            forward = forward.forward  # asked for again: this one takes its place
+        self._set({"module": module, "forward": forward, "options": (most, also, captures_at)})
 
     def _set(self, state: dict[str, Any]) -> None:
         self.module: nn.Module = state["module"]

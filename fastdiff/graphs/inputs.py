@@ -25,6 +25,11 @@ PLAIN = (
 )
 
 
+def exactly(value: Any) -> Hashable:
+    """A plain value, to compare by: -0.0 is not 0.0, and nan is nan."""
+    return repr(value) if isinstance(value, (float, complex)) else value
+
+
 class Unknown(TypeError):
     """A tree holds what is neither a tensor, a plain value nor a container of these."""
 
@@ -59,7 +64,7 @@ def described(tree: Any, leaves: list[Tensor], path: str = "") -> Hashable:
         leaves.append(tree)
         return tree.shape, tree.stride(), tree.dtype
     if isinstance(tree, PLAIN):
-        return type(tree), tree
+        return type(tree), exactly(tree)
     if isinstance(tree, (tuple, list)):
         items = [described(item, leaves, f"{path}[{i}]") for i, item in enumerate(tree)]
         return type(tree), *items

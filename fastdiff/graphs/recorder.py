@@ -49,7 +49,7 @@ class CudaRecorder:
     WARM_UPS = 2
     """Runs before the capture, for what is done once: workspaces, plans, compilations, which no graph can hold."""
 
-    _one_at_a_time = threading.Lock()
+    _one_at_a_time = threading.RLock()  # again by one thread: a warm-up may come to another module's capture
 
     def __init__(self, device: torch.device) -> None:
         self.device = torch.device(

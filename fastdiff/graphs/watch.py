@@ -22,7 +22,7 @@ from torch.nn.modules import module as module_globals
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from fastdiff.graphs.inputs import PLAIN
+from fastdiff.graphs.inputs import PLAIN, exactly
 
 MOST = 200_000
 """Values to look at before a model counts as too much to watch."""
@@ -137,7 +137,7 @@ class _State:
     def _see(self, value: object, depth: int) -> None:
         """One value: what it is goes into the signature, and what it holds is seen too."""
         if isinstance(value, PLAIN):
-            self.signature += (type(value), value)
+            self.signature += (type(value), exactly(value))
         elif isinstance(value, Tensor):
             self._see_tensor(value)
         elif id(value) in self._seen:
@@ -212,7 +212,7 @@ class _State:
             if each not in self.scopes and each.__flags__ & _CHANGEABLE:
                 scope = self.scopes[each] = each.__dict__
                 for name, value in scope.items():
-                    self.signature += (name, value if isinstance(value, PLAIN) else id(value))
+                    self.signature += (name, exactly(value) if isinstance(value, PLAIN) else id(value))
                     self._kept.append(value)
 
     def _enter_module(self, module: nn.Module) -> None:
