@@ -25,8 +25,8 @@ NAMES = (
     "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler",
     "HeunDiscreteScheduler", "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler",
-    "LTXEulerAncestralRFScheduler", "MiniMaxH3Scheduler", "PNDMScheduler", "PiflowScheduler",
-    "RePaintScheduler", "SASolverScheduler", "SCMScheduler", "TCDScheduler", "UnCLIPScheduler",
+    "LTXEulerAncestralRFScheduler", "MiniMaxH3Scheduler", "PNDMScheduler", "RePaintScheduler",
+    "SASolverScheduler", "SCMScheduler", "TCDScheduler", "UnCLIPScheduler",
     "UniPCMultistepScheduler",
 )  # fmt: skip
 

@@ -16,15 +16,17 @@ ELSEWHERE = {
     "EntropyBoundScheduler": TOKENS,
     "VQDiffusionScheduler": TOKENS,
     "RFD4ProteinaScheduler": "steps over protein structures, not over images",
+    "HeliosDMDScheduler": "step() is handed its levels and its noise by the pipeline, others at each call",
+    "HeliosScheduler": "step() returns what its UniPC remembers, a corrected sample too, beside the next sample",
+    "KarrasVeScheduler": "deprecated in diffusers; steps between two levels that the caller gives, with no timesteps",
+    "PiflowScheduler": "takes many small steps along a policy that the model returns, a mixture for each pixel",
     "ScoreSdeVeScheduler": "step_pred and step_correct in place of step; the corrector divides by norms of images",
-    "HeliosDMDScheduler": "steps through stages that its pipeline sets up",
-    "HeliosScheduler": "steps through stages that its pipeline sets up",
-    "KarrasVeScheduler": "deprecated in diffusers",
-    "ScoreSdeVpScheduler": "deprecated in diffusers",
+    "ScoreSdeVpScheduler": "deprecated in diffusers; step_pred in place of step",
 }
 PARTLY = {
-    "FlowMatchEulerDiscreteScheduler": "but for per-token timesteps",
-    "LMSDiscreteScheduler": "up to order 4",
+    "FlowMatchEulerDiscreteScheduler": "but for stochastic sampling with a timestep for each token",
+    "LMSDiscreteScheduler": "up to order 4, which is the default: beyond, a step reads more than 3 stored values",
+    "SASolverScheduler": "but for orders of which a step reads more than 3 stored values",
 }
 ARGUMENTS: dict[str, dict[str, int]] = {"SCMScheduler": {"num_inference_steps": 2}}
 

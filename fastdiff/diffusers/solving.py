@@ -132,7 +132,8 @@ class Solver:
         history |= {0: float(c0)} if c0 else {}
         noises = [(i, float(own[place])) for i, place in enumerate(NOISES) if own[place]]
         if len(noises) > 1:
-            raise NotLinear("two noises added in one step")
+            finite = np.isfinite(unit)
+            raise NotLinear("two noises added in one step" if finite else "weights that are not finite")
         if own[GIVEN]:
             if anchor:
                 raise NotLinear("an image given to a step that reads an earlier one")

@@ -15,6 +15,7 @@ from fastdiff.diffusers.learned import WIDE
 from fastdiff.diffusers.plans import Found, Unfused
 from fastdiff.diffusers.positions import value_of
 from fastdiff.diffusers.runs import Run
+from fastdiff.diffusers.tokens import PerToken
 from fastdiff.diffusers.tracing import IMAGE
 from fastdiff.plan import COLUMN
 
@@ -158,5 +159,6 @@ SPECIAL: dict[str, type[Fused]] = {
     "DPMSolverMultistepInverseScheduler": WithoutVariance,
     "DPMSolverMultistepScheduler": WithoutVariance,
     "DPMSolverSinglestepScheduler": WithoutVariance,
+    "FlowMatchEulerDiscreteScheduler": PerToken,
     "RePaintScheduler": Repainted,
 }

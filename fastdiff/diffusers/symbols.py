@@ -128,18 +128,25 @@ def coefficients(symbol: Tensor, part: slice = slice(None)) -> Vector:
     return values
 
 
-@functools.cache
 def drawing_symbols(base: type) -> type:
     """A scheduler class whose draws are symbols: its own functions, but for the randn_tensor that they find.
 
     A mode that intercepts torch.randn would slow down every scalar's arithmetic too.
     """
-    body = {
-        name: _drawing_symbols(function)
-        for kind in reversed(base.__mro__)
-        for name, function in vars(kind).items()
-        if isinstance(function, FunctionType) and "randn_tensor" in function.__globals__
-    }
+    return _rebound(
+        base,
+        tuple(
+            (name, function)
+            for kind in reversed(base.__mro__)
+            for name, function in vars(kind).items()
+            if isinstance(function, FunctionType) and "randn_tensor" in function.__globals__
+        ),
+    )
+
+
+@functools.lru_cache(maxsize=128)
+def _rebound(base: type, functions: Sequence[tuple[str, FunctionType]]) -> type:
+    body = {name: _drawing_symbols(function) for name, function in functions}
     return type(base.__name__, (base,), {**body, "__module__": base.__module__})
 
 
