@@ -55,6 +55,7 @@ def library(device: str) -> Path | None:
     return _loaded.get(device)
 
 
+@functools.cache
 def isa() -> str:
     """The instruction set the CPU kernels use: generic, avx2 or avx512."""
     function = _cpu_library().fastdiff_isa
@@ -68,6 +69,7 @@ def set_isa(name: str) -> None:
         raise ValueError(
             f"instruction set {name!r} is not available here: choose among generic, avx2 and avx512"
         )
+    isa.cache_clear()
 
 
 def cache_folder() -> Path:

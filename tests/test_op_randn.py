@@ -62,14 +62,36 @@ def test_what_is_filled_past_the_dispatcher_has_the_same_bits(size, dtype):
     ours, theirs = twins(3)
     for _ in range(2):
         filled = torch.empty(size, dtype=dtype)
-        after = _drawing.fill(filled, ours.get_state())
-        ours.set_state(after)
+        assert _drawing.fill(filled, ours)
         assert torch.equal(filled, torch.randn(size, generator=theirs, dtype=dtype))
         assert torch.equal(ours.get_state()[:5044], theirs.get_state()[:5044])
     with torch._subclasses.FakeTensorMode():
-        assert _drawing.fill(filled, after) is None
-    assert _drawing.fill(filled, torch.zeros(16, dtype=torch.uint8)) is None
-    assert _drawing.fill(filled, torch.zeros(5056, dtype=torch.uint8)) is None
+        assert _drawing.fill(filled, ours) is None
+    assert torch.equal(ours.get_state()[:5044], theirs.get_state()[:5044])
+
+
+class Reading:
+    """A generator whose states are these in turn."""
+
+    def __init__(self, *states):
+        self.states = list(states)
+
+    def get_state(self):
+        return self.states.pop(0)
+
+    def set_state(self, state):
+        raise AssertionError("nothing was to be written back")
+
+
+@needs_cpp
+def test_a_draw_past_the_dispatcher_writes_nothing_back_unless_it_fits():
+    fresh, known = torch.empty(16), torch.Generator().manual_seed(1).get_state()
+    assert _drawing.fill(fresh, Reading(torch.zeros(16, dtype=torch.uint8))) is None
+    assert _drawing.fill(fresh, Reading(torch.zeros(5056, dtype=torch.uint8))) is None
+    elsewhere = torch.Generator().manual_seed(2).get_state()
+    assert _drawing.fill(fresh, Reading(known, elsewhere)) is False  # somebody drew meanwhile
+    with pytest.raises(AssertionError, match="written back"):
+        _drawing.fill(fresh, Reading(known, known.clone()))
 
 
 @needs_cpp

@@ -2,6 +2,7 @@
 // Nothing here is needed to run an op.
 #include <pybind11/pybind11.h>
 
+#include "draw.h"
 #include "follow.h"
 
 namespace py = pybind11;
@@ -44,6 +45,7 @@ PYBIND11_MODULE(_host, module) {
         "stepper", &fastdiff::make_stepper, "A function that takes steps; see fastdiff/ops/stepper.py.");
     module.def(
         "way", &fastdiff::make_way, "A loop's steps, told and taken; see fastdiff/diffusers/short.py.");
+    module.def("drawer", &fastdiff::make_drawer, "Draws from a generator; see fastdiff/ops/_drawing.py.");
     module.def("cpu_features", &cpu_features, "Instruction set -> whether this processor has it.");
     module.def("build_info", &build_info, "The compiler and versions this install was built with.");
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import os
 import threading
 from collections.abc import Callable
@@ -16,6 +17,11 @@ from torch import Tensor
 from fastdiff import backend, native, reference
 from fastdiff.ops._register import define
 from fastdiff.ops._remembered import ordinary
+
+try:
+    _host: Any = importlib.import_module("fastdiff._host")
+except ImportError:  # installed without pybind11
+    _host = None
 
 FEWEST = 8192
 """Values below which torch.randn is quicker than carrying the state of a CPU generator to and fro."""
@@ -42,9 +48,12 @@ def draw(
     like: Tensor,
     generator: torch.Generator | None,
     call: Callable[[str, Tensor], tuple[Tensor, ...]],
+    fresh: Tensor | None = None,
 ) -> tuple[Tensor, ...] | None:
     """call(backend, state), without its last result: the state afterwards, which the generator receives (torch's global
     one of like's device if None). None where torch.randn must or had better draw: then nothing was drawn.
+
+    fresh: a contiguous tensor like `like` that may be filled and returned.
 
     Only torch's own functions hold the generator's mutex, so that one of them, in another thread, may draw between
     reading and writing the state. Hence torch's global generator is left to torch.randn where there are other threads;
@@ -59,6 +68,9 @@ def draw(
     if source is None or name is None:
         return None
     with _lock:
+        filled = fill(fresh, source) if fresh is not None and name == "cpp" else None
+        if fresh is not None and filled is not None:
+            return (fresh,) if filled else None
         before = source.get_state()
         made = call(name, before)
         if not _same(source.get_state(), before):
@@ -127,17 +139,26 @@ def _compared(name: str, device: torch.device, dtype: torch.dtype, level: str) -
     return None
 
 
-def fill(fresh: Tensor, state: Tensor) -> Tensor | None:
+def fill(fresh: Tensor, generator: torch.Generator) -> bool | None:
     """Fills a contiguous CPU tensor past PyTorch's dispatcher, which takes a while for a small draw.
 
-    Returns the state afterwards; None, with nothing done, where the kernel must be called as an op.
+    False where somebody else drew from the generator meanwhile; None where the kernel must be called as an op. Then the
+    generator is as it was.
     """
-    functions = _functions(native.library("cpu"))
-    if functions is None or len(state) != STATE or fresh.dtype not in _TYPES or not ordinary():
+    take = _drawer(native.library("cpu"))
+    if take is None or fresh.dtype not in _TYPES or not ordinary():
         return None
-    after = torch.empty_like(state)
-    addresses = fresh.data_ptr(), fresh.numel(), _TYPES[fresh.dtype], state.data_ptr(), after.data_ptr()
-    return None if functions.draw(*addresses) else after
+    done: bool | None = take(generator, fresh, fresh.numel(), _TYPES[fresh.dtype])
+    return done
+
+
+@functools.lru_cache(maxsize=2)
+def _drawer(library: Any) -> Any:
+    """fastdiff._host's way to the library's draws, or None."""
+    functions = _functions(library)
+    if functions is None or not hasattr(_host, "drawer"):
+        return None
+    return _host.drawer(*(ctypes.cast(function, ctypes.c_void_p).value for function in functions))
 
 
 class _Functions(NamedTuple):

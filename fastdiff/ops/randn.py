@@ -50,10 +50,10 @@ def drawn(like: Tensor, generator: torch.Generator | None, *, fresh: bool = Fals
     fresh: like was made for this, and may be what is returned."""
 
     def call(name: str, state: Tensor) -> tuple[Tensor, ...]:
-        after = _drawing.fill(like, state) if fresh and name == "cpp" else None
-        return _drawing.OVERLOADS[name](like, state, None, 0) if after is None else (like, after)
+        made: tuple[Tensor, ...] = _drawing.OVERLOADS[name](like, state, None, 0)
+        return made
 
-    made = _drawing.draw("randn_like", like, generator, call)
+    made = _drawing.draw("randn_like", like, generator, call, like if fresh else None)
     if made is not None:
         return made[0]
     device = like.device if generator is None else generator.device
