@@ -74,14 +74,15 @@ def select(op: str, device_type: str, dtype: torch.dtype) -> str:
         return _select(_asked, op, device_type, dtype)
     direct, asked = _direct, _asked
     name = _select(asked, op, device_type, dtype)
-    if name == "cpp" and dtype == torch.float32 and asked == _asked:
+    if name == "cpp" and asked == _asked:
         direct.add(op)
     return name
 
 
 def is_direct(op: str) -> bool:
-    """Whether float32 CPU tensors may go to the C++ kernel of `op` without asking `select` again: for ops whose
-    call must cost no more than a few microseconds. Never while compiling, where a guard on it would soon fail."""
+    """Whether CPU tensors may go to the C++ kernel of `op`, which refuses the dtypes it does not have, without asking
+    `select` again: for ops whose call must cost no more than a few microseconds. Never while compiling, where a guard
+    on it would soon fail."""
     return not torch.compiler.is_compiling() and op in _direct
 
 

@@ -176,6 +176,7 @@ void run_forward(GroupNorm& args, bool planar) {
     }
     scratch.want(args.statistics, s.items());
     scratch.want(args.guess, s.items());
+    if (!args.mean) scratch.want(args.mean, s.items()), scratch.want(args.rstd, s.items());
     scratch.take();
     const GroupNormKernels& k = kernels().group_norm_silu;
     run(planar ? k.planar : k.channels_last, args, planar ? s.items() : s.batch, [](GroupNorm a) {
@@ -204,22 +205,29 @@ void run_backward(GroupNormGrad& args, bool planar) {
         [](const GroupNormGrad& a) { return a; });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu(
-    const Tensor& x, int64_t groups, const Maybe& weight, const Maybe& bias, double eps, const Maybe& add,
-    const Maybe& scale, const Maybe& shift, int64_t activation, const Maybe& residual) {
+// What both forward ops fill in alike.
+GroupNorm arguments(const Tensor& x, int64_t groups, double eps, int64_t activation) {
     GroupNorm args = {};
     args.sizes = sizes_of(x, groups);
-    const SmallVectors vectors(x, weight, bias, add, scale, shift);
-    args.small = vectors.small;
     args.activation = activation_of(activation);
     args.dtype = dtype_of(x);
     args.eps = eps;
+    args.x = x.data_ptr();
+    return args;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu(
+    const Tensor& x, int64_t groups, const Maybe& weight, const Maybe& bias, double eps, const Maybe& add,
+    const Maybe& scale, const Maybe& shift, int64_t activation, const Maybe& residual) {
+    GroupNorm args = arguments(x, groups, eps, activation);
+    const SmallVectors vectors(x, weight, bias, add, scale, shift);
+    args.small = vectors.small;
     const bool planar = is_planar(x, args.sizes);
     Tensor y = fresh_like(x);
     Tensor summed = residual.has_value() ? fresh_like(x) : empty(x.scalar_type(), {0});
     Tensor mean = empty(ScalarType::Float, {x.size(0), groups}),
            rstd = empty(ScalarType::Float, {x.size(0), groups});
-    args.x = x.data_ptr(), args.y = y.data_ptr();
+    args.y = y.data_ptr();
     args.mean = static_cast<float*>(mean.data_ptr()), args.rstd = static_cast<float*>(rstd.data_ptr());
     if (residual.has_value()) {
         require(
@@ -234,6 +242,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu(
         run_forward(args, planar);
     }
     return {y, summed, mean, rstd};
+}
+
+// The first result alone, for where nothing is kept for a gradient.
+Tensor group_norm_silu_result(
+    const Tensor& x, int64_t groups, const Maybe& weight, const Maybe& bias, double eps, const Maybe& add,
+    const Maybe& scale, const Maybe& shift, int64_t activation) {
+    GroupNorm args = arguments(x, groups, eps, activation);
+    const SmallVectors vectors(x, weight, bias, add, scale, shift);
+    args.small = vectors.small;
+    const bool planar = is_planar(x, args.sizes);
+    Tensor y = fresh_like(x);
+    args.y = y.data_ptr();
+    if (x.numel() != 0) run_forward(args, planar);
+    return y;
 }
 
 std::tuple<Tensor, Tensor> group_norm_silu_backward(
@@ -273,5 +295,6 @@ std::tuple<Tensor, Tensor> group_norm_silu_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
     library.impl("group_norm_silu", TORCH_BOX(&fastdiff::group_norm_silu));
+    library.impl("group_norm_silu_result", TORCH_BOX(&fastdiff::group_norm_silu_result));
     library.impl("group_norm_silu_backward", TORCH_BOX(&fastdiff::group_norm_silu_backward));
 }

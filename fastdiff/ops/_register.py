@@ -27,13 +27,20 @@ def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any])
     reference: the same positional arguments, plain PyTorch; fake: the same, shapes only.
     """
     name, signature = schema.split("(", 1)
-    for suffix in ("", ".triton"):
-        LIBRARY.define(f"{name}{suffix}({signature}", tags=(torch.Tag.pt2_compliant_tag,))
-        implementation = launcher(name, reference) if suffix else reference
-        LIBRARY.impl(name + suffix, implementation, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"fastdiff::{name}{suffix}", fake, lib=LIBRARY)
-    packet = getattr(torch.ops.fastdiff, name)
-    return {"cpp": packet.default, "cuda": packet.default, "triton": packet.triton}
+    native = define_alone(schema, reference, fake)
+    triton = define_alone(f"{name}.triton({signature}", launcher(name, reference), fake)
+    return {"cpp": native, "cuda": native, "triton": triton}
+
+
+def define_alone(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> OpOverload:
+    """Defines one overload, which runs `implementation` where no kernel sits on the device's key."""
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastdiff::{name}", fake, lib=LIBRARY)
+    name, _, overload = name.partition(".")
+    found: OpOverload = getattr(getattr(torch.ops.fastdiff, name), overload or "default")
+    return found
 
 
 def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:

@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from fastdiff import backend, reference
 from fastdiff.ops import _checks
 from fastdiff.ops._group_norm_silu_grad import Recorded, backward, setup_context
-from fastdiff.ops._register import define, differentiate
+from fastdiff.ops._register import define, define_alone, differentiate
 
 Normed = tuple[Tensor, Tensor, Tensor, Tensor]
 CODES = {name: code for code, name in enumerate(reference.ACTIVATIONS)}
@@ -42,8 +42,7 @@ def group_norm_silu(
     """
     try:  # the kernel checks all it reads, at a fraction of the cost
         if _is_direct(x, weight, bias, add, scale, shift):
-            code = CODES[activation]
-            return _run(NATIVE, x, num_groups, weight, bias, eps, add, scale, shift, code, None)[0]
+            return _result(x, num_groups, weight, bias, eps, add, scale, shift, CODES[activation])
     except (AttributeError, KeyError, RuntimeError, TypeError):
         pass
     return _checked(x, num_groups, weight, bias, eps, add, scale, shift, activation, None)[0]
@@ -80,6 +79,18 @@ def _is_direct(*tensors: Tensor | None) -> bool:
         if tensor is not None and not tensor.is_cpu:
             return False
     return True
+
+
+def _result(*arguments: Any) -> Tensor:
+    """The C++ kernel's first result, in eager mode."""
+    if torch.is_inference_mode_enabled():
+        y: Tensor = RESULT(*arguments)
+    elif torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        y = Recorded.apply(*arguments, None, NATIVE)[0]
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            y = RESULT(*arguments)
+    return y
 
 
 def _run(op: OpOverload, *arguments: Any) -> Normed:
@@ -124,10 +135,10 @@ def _checked(
         return y if transformed else _checks.laid_out_like(y, x), summed
     x = _plain(x)
     residual = None if residual is None else _checks.laid_out_like(residual, x)
-    code = CODES[activation]
-    y, summed, _, _ = _run(
-        OVERLOADS[name], x, num_groups, weight, bias, eps, add, scale, shift, code, residual
-    )
+    code, op = CODES[activation], OVERLOADS[name]
+    if name == "cpp" and residual is None and torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        return RESULT(x, num_groups, weight, bias, eps, add, scale, shift, code), x
+    y, summed, _, _ = _run(op, x, num_groups, weight, bias, eps, add, scale, shift, code, residual)
     return y, summed
 
 
@@ -213,3 +224,18 @@ OVERLOADS = define(
 )
 differentiate("group_norm_silu", backward, setup_context)
 NATIVE = OVERLOADS["cpp"]
+
+
+def _first(*arguments: Any) -> Tensor:
+    outputs: Normed = NATIVE(*arguments, None)
+    return outputs[0]
+
+
+RESULT = define_alone(
+    "group_norm_silu_result(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? add, "
+    "Tensor? scale, Tensor? shift, int activation) -> Tensor",
+    _first,
+    lambda x, *_: torch.empty_like(x),
+)
+"""group_norm_silu without a residual, without a gradient, and without the results that are kept for one: each tensor
+that an op returns costs as much as normalising a small image."""

@@ -13,7 +13,7 @@ import torch
 from diffusers.models import resnet
 from torch import Tensor, nn
 
-from fastdiff.patching.norms import FusedGroupNorm, activation_of, runs_class, untouched
+from fastdiff.patching.norms import FusedGroupNorm, activation_of, leaves, runs_class, untouched
 
 Conditioning = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -25,10 +25,10 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
     def forward(self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         """input_tensor: [B, C, H, W]; temb: [B, time channels] or None. Returns [B, out channels, H, W]."""
         activation = _fused_activation(self)
-        if activation is None or args or kwargs or not self._takes(temb):
+        if activation is None or args or kwargs or not self._takes(temb) or leaves(input_tensor):
             output: Tensor = super().forward(input_tensor, temb, *args, **kwargs)  # type: ignore[arg-type]
             return output
-        hidden = self.norm1(input_tensor, activation=activation)
+        hidden = self.norm1(input_tensor, None, None, None, activation)
         if self.upsample is not None:
             if hidden.shape[0] >= 64:  # as diffusers: its upsampling is for contiguous tensors there
                 input_tensor, hidden = input_tensor.contiguous(), hidden.contiguous()
@@ -37,7 +37,7 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
             input_tensor, hidden = self.downsample(input_tensor), self.downsample(hidden)
         hidden = self.conv1(hidden)
         add, scale, shift = self._conditioning(temb, hidden)
-        hidden = self.norm2(hidden, add=add, scale=scale, shift=shift, activation=activation)
+        hidden = self.norm2(hidden, add, scale, shift, activation)
         hidden = self.conv2(self.dropout(hidden))
         if self.conv_shortcut is not None:
             if self.training:
@@ -75,14 +75,14 @@ class TemporalResnetBlock(resnet.TemporalResnetBlock):
     def forward(self, input_tensor: Tensor, temb: Tensor | None) -> Tensor:
         """input_tensor: [B, C, F, H, W]; temb: [B, F, time channels] or None. Returns [B, out channels, F, H, W]."""
         activation = _fused_activation(self)
-        if activation is None:
+        if activation is None or leaves(input_tensor):
             output: Tensor = super().forward(input_tensor, temb)  # type: ignore[arg-type]
             return output
-        hidden = self.conv1(self.norm1(input_tensor, activation=activation))
+        hidden = self.conv1(self.norm1(input_tensor, None, None, None, activation))
         if self.time_emb_proj is not None:
             embedded = self.time_emb_proj(self.nonlinearity(temb))
             hidden = hidden + embedded.transpose(1, 2)[:, :, :, None, None]
-        hidden = self.norm2(hidden, activation=activation)
+        hidden = self.norm2(hidden, None, None, None, activation)
         hidden = self.conv2(self.dropout(hidden))
         if self.conv_shortcut is not None:
             input_tensor = self.conv_shortcut(input_tensor)
@@ -98,11 +98,12 @@ FUSED: dict[type[nn.Module], type[nn.Module]] = {
 
 def _fused_activation(block: Any) -> str | None:
     """The activation that the block's norms take in, or None where a part was replaced or is watched by a hook."""
-    norm1, norm2 = block.norm1, block.norm2
+    parts = block._modules  # not by attribute: that takes nn.Module longer than the rest of this
+    norm1, norm2, nonlinearity = parts.get("norm1"), parts.get("norm2"), parts.get("nonlinearity")
     if type(norm1) is not FusedGroupNorm or type(norm2) is not FusedGroupNorm:
         return None
     if norm1._forward_hooks or norm2._forward_hooks or not (runs_class(norm1) and runs_class(norm2)):
         return None
-    if not untouched(block.nonlinearity):
+    if nonlinearity is None or not untouched(nonlinearity):
         return None
-    return activation_of(block.nonlinearity)
+    return activation_of(nonlinearity)

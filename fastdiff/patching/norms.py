@@ -10,10 +10,32 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff import ops
 from fastdiff.nn import GroupNormSiLU
+
+FEW = 16384
+"""Elements up to which a norm without an activation is PyTorch's on the CPU: its call takes less time than that of our
+kernel (measured: 10 against 13 microseconds at 8192 elements, the same at 32768), unless it must copy x first."""
+
+FEW_COMPILED = 32768
+"""Elements below which compiled code on the CPU is Inductor's alone: it needs no call for a norm and what is around it
+(measured: 0.7 to 1.0 of the time with ours up to 16384 elements, 1.05 to 3.8 of it from 65536 on)."""
+
+
+def leaves(x: Tensor) -> bool:
+    """Whether torch.compile is at work on so small an x that what is around its norm had better be left to it."""
+    return torch.compiler.is_compiling() and x.is_cpu and x.numel() < FEW_COMPILED
+
+
+def _leaves_norm(x: Tensor) -> bool:
+    """Whether a norm of x without anything around it had better be PyTorch's own."""
+    if torch.compiler.is_compiling():
+        return leaves(x)
+    return x.is_cpu and x.numel() <= FEW and x.is_contiguous()
 
 
 class FusedGroupNorm(nn.GroupNorm):
@@ -28,6 +50,8 @@ class FusedGroupNorm(nn.GroupNorm):
         activation: str = "none",
     ) -> Tensor:
         """input: [B, C, ...]; add, scale, shift: [B, C]. As ops.group_norm_silu; without options as nn.GroupNorm."""
+        if activation == "none" and add is None and scale is None and _leaves_norm(input):
+            return super().forward(input)
         return ops.group_norm_silu(
             input, self.num_groups, self.weight, self.bias, self.eps,
             add=add, scale=scale, shift=shift, activation=activation,
@@ -80,10 +104,12 @@ class PairedGroupNorm(GroupNormSiLU):
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         """input: [B, C, ...]. Returns a tensor like it."""
+        activation = self.activation if self._fastdiff_pair.holds() else "none"
+        if leaves(input):
+            return COMPOSED[activation](nn.GroupNorm.forward(self, input))
         return ops.group_norm_silu(
-            input, self.num_groups, self.weight, self.bias, self.eps,
-            activation=self.activation if self._fastdiff_pair.holds() else "none",
-        )  # fmt: skip
+            input, self.num_groups, self.weight, self.bias, self.eps, activation=activation
+        )
 
 
 class PairedGroupNormSiLU(PairedGroupNorm):
@@ -121,6 +147,8 @@ PAIRED: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
     "gelu": (PairedGroupNormGELU, AppliedGELU),
 }
 """activation -> the classes of the norm and of the activation of a fused pair."""
+
+COMPOSED: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "none": lambda x: x}
 
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     FusedGroupNorm: nn.GroupNorm,
