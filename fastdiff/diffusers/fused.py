@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.compiler import assume_constant_result
 
 from fastdiff import ops
-from fastdiff.diffusers import compiled, draws, handover, short
+from fastdiff.diffusers import compiled, draws, guided, handover, short
 from fastdiff.diffusers.per_thread import PerThread, begin_loop, in_loop, join_loop, loops_of, without_threads
 from fastdiff.diffusers.plans import Found, Memory, TracedPlan, Unfused, find
 from fastdiff.diffusers.positions import check_steps, first_index, place_of, value_of
 from fastdiff.diffusers.results import result
 from fastdiff.diffusers.runs import Images, Run
 from fastdiff.diffusers.tracing import IMAGE, plain_copy
+from fastdiff.lazy_guidance import Guided, expect
 
 Blend = Callable[[Tensor | None], dict[str, Tensor | None]]
 
@@ -101,6 +102,8 @@ class Fused:
             return
         found = self._plan(0, self.usual)
         self._fresh = None if isinstance(found, Unfused) else short.begin(self, found)
+        # A compiled step would be compiled anew for what is noted down.
+        expect(not (isinstance(found, Unfused) or "step" in vars(self) or "_graph" in vars(self)))
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -130,6 +133,8 @@ class Fused:
             kwargs = dict(zip(list(self.parameters)[4:], args)) | kwargs
         if torch.compiler.is_compiling():
             return compiled.step(self, model_output, timestep, sample, kwargs)
+        if type(model_output) is Guided:
+            return guided.step(self, model_output, timestep, sample, kwargs)
         made = short.follow(self, model_output, timestep, sample, kwargs)
         if made is not None:
             return made
@@ -401,14 +406,15 @@ class Fused:
             self._graph = compiled.place(self)
         return True
 
-    def _bound(self, x: Tensor, output: Tensor, table: Tensor, row: Tensor) -> Tensor:
+    def _bound(
+        self, x: Tensor, output: Tensor, table: Tensor, row: Tensor, uncond: Tensor | None = None
+    ) -> Tensor:
         """The bounds of dynamic thresholding (arXiv:2205.11487): float32 [B]."""
         config = self.config  # type: ignore[attr-defined]
         if config.sample_max_value < 1:  # as torch.clamp(min=1, max=...) has it: the most wins
             return x.new_full((len(x),), config.sample_max_value, dtype=torch.float32)
-        return ops.dynamic_bound(
-            x, output, table, row, quantile=config.dynamic_thresholding_ratio, most=config.sample_max_value
-        )
+        quantile, most = config.dynamic_thresholding_ratio, config.sample_max_value
+        return ops.dynamic_bound(x, output, table, row, uncond=uncond, quantile=quantile, most=most)
 
 
 def _expanded(image: Tensor, sample: Tensor) -> Tensor | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastdiff.diffusers.history import remember
 from fastdiff.diffusers.plans import TracedPlan
 from fastdiff.diffusers.positions import place_of
+from fastdiff.lazy_guidance import expect, made_of
 
 STANDING = ("_step_index", "_begin_index", "counter", "is_scale_input_called")
 
@@ -60,6 +61,9 @@ def goes_on(scheduler: Any, timestep: Any) -> bool:
 def call(scheduler: Any, method: str, timestep: Any, *args: Any, **kwargs: Any) -> Any:
     """diffusers' own step or scale_model_input."""
     function = getattr(scheduler.base, method)
+    if method == "step":
+        expect(False)  # it computes with images, not with what is noted down of them
+        args, kwargs = tuple(map(made_of, args)), {name: made_of(value) for name, value in kwargs.items()}
     if scheduler._counts is None:  # its steps know nothing of each other
         return function(scheduler, *args, **kwargs)
     if timestep is None and not under_way(scheduler._run) and scheduler._plain is None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastdiff.diffusers.solving import Line, lines, table
 from fastdiff.diffusers.symbols import NotLinear
 from fastdiff.diffusers.tracing import plain_copy, trace, trace_each
+from fastdiff.lazy_guidance import Weights
 from fastdiff.plan import COLUMN
 
 KEPT_PLANS = 256
@@ -61,9 +62,12 @@ class TracedPlan:
         """Whether any row draws noise."""
         return any(line.draws for line in self.lines)
 
-    def on(self, device: torch.device, *, folded: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The table on a device, and its row numbers there; the same tensors each time."""
-        return _placed(self, device, folded)
+    def on(
+        self, device: torch.device, *, folded: bool, weights: Weights = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The table on a device, and its row numbers there; the same tensors each time. weights: of the model's two
+        branches, where the step combines them."""
+        return _placed(self, device, folded, weights)
 
 
 @dataclass(frozen=True)
@@ -210,13 +214,18 @@ _lock = threading.Lock()
 _tables: OrderedDict[Hashable, tuple[TracedPlan, Tensor, tuple[Tensor, ...]]] = OrderedDict()
 
 
-def _placed(plan: TracedPlan, device: torch.device, folded: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-    key = (id(plan), device, folded)
+def _placed(
+    plan: TracedPlan, device: torch.device, folded: bool, weights: Weights
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    key = (id(plan), device, folded, weights)
     with _lock:
         if key in _tables:
             return _tables[key][1:]
     with torch.inference_mode(False):  # kept beyond this run
-        rows = torch.tensor(plan.folded if folded else plan.table, device="cpu").to(device)
+        rows = torch.tensor(plan.folded if folded else plan.table, device="cpu")
+        if weights is not None:
+            rows[:, [COLUMN["g"], COLUMN["g_uncond"]]] = torch.tensor(weights, dtype=rows.dtype, device="cpu")
+        rows = rows.to(device)
         index = torch.arange(len(rows), device=device).unbind(0)
     with _lock:
         _tables[key] = (plan, rows, index)  # the plan with it, so that its id stays taken

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from fastdiff import backend, ops
 from fastdiff.diffusers.plans import TracedPlan
+from fastdiff.lazy_guidance import Weights, expect, parts
 from fastdiff.ops import _checks
 from fastdiff.ops._remembered import ordinary
 from fastdiff.ops.stepper import MovingStepper, moving_stepper
 from fastdiff.plan import COLUMN
 
 HALVES = (torch.float16, torch.bfloat16)
+KEPT = 64
 _direct: WeakKeyDictionary[TracedPlan, dict[Any, MovingStepper | None]] = WeakKeyDictionary()
 
 
@@ -46,8 +48,8 @@ class Run:
     next: the step expected; place: where in scheduler.timesteps it is expected; options, memory: what the plan was
     found with; samples: those given, newest first; returned: the sample last returned, and its version; state: what
     that is a copy of, in float32 for a sample of lower precision; noise: last drawn, and in which row,
-    where a corrector will want it; way: the short one, None before it was looked for, False where there is none; first,
-    stride: addresses of the timesteps; fresh: the loop has not begun.
+    where a corrector will want it; way: the short one, None before it was looked for, False where there is none; ways:
+    those of guided steps; first, stride: addresses of the timesteps; fresh: the loop has not begun.
     """
 
     plan: TracedPlan
@@ -63,6 +65,7 @@ class Run:
     returned: Tensor | None = None
     version: int = -1
     way: Any = None
+    ways: dict[Weights, Any] = field(default_factory=dict)
     first: int = 0
     stride: int = 0
     fresh: bool = False
@@ -78,28 +81,31 @@ class Run:
     ) -> tuple[Tensor, Tensor | None]:
         """The next sample, in `dtype`, from images.sample, which is not written to; and the bounds of its clamp.
 
-        bound_of: (x, output, table, row) -> the bounds of dynamic thresholding, where the plan has it. blend:
+        bound_of: (x, output, table, row, uncond) -> the bounds of dynamic thresholding, where the plan has it. blend:
         solver_step_'s mask, known and known_noise.
         """
-        output, sample, noise, given = images
+        (output, uncond, weights), (_, sample, noise, given) = parts(images.output), images
         row = self.row
         line = self.plan.lines[row]
         same = sample is self.returned and sample._version == self.version
         x = self._state(sample, same)
         folded = line.linked and same
-        table, numbers = self.table(x.device, folded)
+        table, numbers = self.table(x.device, folded, weights)
         anchor = self._anchor(line.anchor, line.linked, x, given) if line.weight and not folded else None
-        bound = bound_of(x, output, table, numbers[row]) if line.dynamic else None
+        bound = bound_of(x, output, table, numbers[row], uncond) if line.dynamic else None
         if torch.is_grad_enabled() and (output.requires_grad or x.requires_grad or self._recorded()):
+            blend["uncond"] = uncond
             following = self._functional(row, x, output, table, numbers[row], anchor, noise, bound, blend)
         else:
             following, rounded, ring = self._made(x, dtype)
-            direct = None if blend or (line.linked and not same) or not usual() else self.direct(x, dtype)
+            direct = (
+                None if blend or (line.linked and not same) or not usual() else self.direct(x, dtype, weights)
+            )
             made = (x, following, rounded, ring, anchor)
-            if direct is None or direct(row, output, None, noise, bound, None, *made) is False:
+            if direct is None or direct(row, output, uncond, noise, bound, None, *made) is False:
                 ops.solver_step_(
-                    following, output, table, numbers[row], anchor=anchor, history=ring, noise=noise, bound=bound,
-                    source=x, input=rounded, **blend,
+                    following, output, table, numbers[row], uncond=uncond, anchor=anchor, history=ring, noise=noise,
+                    bound=bound, source=x, input=rounded, **blend,
                 )  # fmt: skip
             return self.moved(x, following, rounded, noise), bound
         rounded = None if dtype == x.dtype else following.to(dtype)
@@ -119,15 +125,18 @@ class Run:
         if self.row == len(self.plan.lines):  # the loop is over: its images are the caller's alone
             self.ring = self.state = self.returned = self.noise = None
             self.values, self.samples = [], []
+            expect(False)
         return returned
 
-    def direct(self, x: Tensor, dtype: torch.dtype) -> MovingStepper | None:
+    def direct(self, x: Tensor, dtype: torch.dtype, weights: Weights = None) -> MovingStepper | None:
         """The kernel past PyTorch's dispatcher, for states like x and results of `dtype`, on the folded table; found
         once for a plan."""
         known = _direct.setdefault(self.plan, {})
-        key = (x.shape, x.stride(), x.dtype, x.device, dtype)
+        key = (x.shape, x.stride(), x.dtype, x.device, dtype, weights)
         if key not in known:
-            table, _ = self.table(x.device, True)
+            if len(known) >= KEPT:
+                known.clear()
+            table, _ = self.table(x.device, True, weights)
             rounded = None if dtype == x.dtype and not self.plan.linked else torch.empty_like(x, dtype=dtype)
             ring = self.make_ring(x) if self.plan.ring else None
             known[key] = moving_stepper(x, table, history=ring, input=rounded)
@@ -143,10 +152,15 @@ class Run:
         rounded = torch.empty_like(x, dtype=dtype) if apart else None
         return torch.empty_like(x), rounded, self.make_ring(x) if self.plan.ring else None
 
-    def table(self, device: torch.device, folded: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        key = (self.plan, device, folded)
+    def table(
+        self, device: torch.device, folded: bool, weights: Weights = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The plan on this device; weights: of the branches of guidance."""
+        key = (self.plan, device, folded, weights)
         if key not in self.tables:
-            self.tables[key] = self.plan.on(device, folded=folded)
+            if len(self.tables) >= KEPT:
+                self.tables.clear()
+            self.tables[key] = self.plan.on(device, folded=folded, weights=weights)
         return self.tables[key]
 
     def _state(self, sample: Tensor, same: bool) -> Tensor:

@@ -18,8 +18,9 @@ from torch import Tensor
 from fastdiff.diffusers import draws
 from fastdiff.diffusers.plans import TracedPlan
 from fastdiff.diffusers.results import result
-from fastdiff.diffusers.runs import Images, Run, usual
+from fastdiff.diffusers.runs import KEPT, Images, Run, usual
 from fastdiff.diffusers.solving import Line
+from fastdiff.lazy_guidance import Guided, Weights
 from fastdiff.ops.stepper import short_way
 
 SIMPLE = (bool, int, float, str, type(None))
@@ -55,22 +56,30 @@ _latest: WeakKeyDictionary[TracedPlan, Way] = WeakKeyDictionary()
 
 def prepare(scheduler: Any, run: Run, output: Tensor, arguments: Mapping[str, Any]) -> None:
     """Finds the way for the steps that follow one that was taken."""
-    run.way = False
+    run.way = find(scheduler, run, output, arguments) or False
+    if run.way:
+        _latest[run.plan] = run.way
+
+
+def find(
+    scheduler: Any, run: Run, output: Tensor, arguments: Mapping[str, Any], weights: Weights = None
+) -> Way | None:
+    """The way from where a run stands, on outputs like this one. weights: of the two branches in it."""
     x, returned = run.returned if run.state is None else run.state, run.returned
     if x is None or returned is None or run.place is None or run.values:
-        return
+        return None
     if not x.is_cpu or x.requires_grad or returned.is_inference() or type(output) is not Tensor:
-        return
+        return None
     options = tuple(item for item in arguments.items() if item[0] not in ("generator", "return_dict"))
     if not all(type(value) in SIMPLE for _, value in options):
-        return
+        return None
     known = _ways.setdefault(run.plan, {})
-    key = (type(scheduler), options, x.shape, x.stride(), x.dtype, returned.dtype, output.dtype)
+    key = (type(scheduler), options, x.shape, x.stride(), x.dtype, returned.dtype, output.dtype, weights)
     if key not in known:
-        known[key] = _way(scheduler, run, x, returned.dtype, output.dtype, dict(options))
-    way = known[key]
-    if way is not None and _stand(run, scheduler.timesteps):
-        run.way = _latest[run.plan] = way
+        if len(known) >= KEPT:
+            known.clear()
+        known[key] = _way(scheduler, run, x, returned.dtype, output.dtype, dict(options), weights)
+    return known[key] if _stand(run, scheduler.timesteps) else None
 
 
 def _stand(run: Run, times: Tensor) -> bool:
@@ -82,10 +91,11 @@ def _stand(run: Run, times: Tensor) -> bool:
 
 
 def _way(
-    scheduler: Any, run: Run, x: Tensor, result: torch.dtype, output: torch.dtype, options: dict[str, Any]
-) -> Way | None:
+    scheduler: Any, run: Run, x: Tensor, result: torch.dtype, output: torch.dtype, options: dict[str, Any],
+    weights: Weights,
+) -> Way | None:  # fmt: skip
     plan = run.plan
-    take, kind = run.direct(x, result), draws.dtypes(scheduler, plan, result, output)
+    take, kind = run.direct(x, result, weights), draws.dtypes(scheduler, plan, result, output)
     if take is None or kind.result != result:
         return None
     counted = scheduler._counts == "_step_index"
@@ -129,35 +139,44 @@ def begin(scheduler: Any, plan: TracedPlan) -> Run | None:
 
 
 def follow(
-    scheduler: Any, output: Tensor, timestep: Any, sample: Tensor, arguments: Mapping[str, Any]
+    scheduler: Any,
+    output: Tensor,
+    timestep: Any,
+    sample: Tensor,
+    arguments: Mapping[str, Any],
+    noted: Guided | None = None,
+    weights: Weights = None,
 ) -> Any:
-    """step()'s result, or None where the short way does not lead: then nothing was done."""
+    """step()'s result, or None where the short way does not lead: then nothing was done.
+
+    noted: what step() was given, where output holds both branches of guidance; weights: theirs."""
     own = scheduler.__dict__.get("_of_thread")
     seen = {} if own is None else own.__dict__.get("loop", {})
     run: Any = seen.get("_run") or seen.get("_fresh")
-    if run is None or not run.way:
+    way = None if run is None else run.way if noted is None else run.ways.get(weights)
+    if not way:
         return None
-    found = run.way.follow(seen, run, output, timestep, sample, arguments)
+    found = way.follow(seen, run, output, timestep, sample, arguments)
     if found is None:
         return None
     row, generator, return_dict, returned = found
     line, noise = run.plan.lines[row], None
     if returned is None:
-        noise = draws.noise(scheduler, line, sample, generator, run.way.kind.draw)
-        returned = run.way.take(run, row, output, sample, noise)
+        noise = draws.noise(scheduler, line, sample, generator, way.kind.draw)
+        returned = way.take(run, row, output, sample, noise)
         if returned is None:
-            returned = _by_op(run, output, sample, noise)
-    if run.way.counted:
+            returned = _by_op(run, way, output, sample, noise)
+    if way.counted:
         seen["_step_index"] = scheduler.__dict__["_step_index"] = run.next
     elif scheduler._counts:
         setattr(scheduler, scheduler._counts, run.row)
     if seen.get("_run") is not run:
         scheduler._run = run
-    images = (output, sample, noise, None)
-    return result(scheduler, line, returned, images, None, run.way.kind.extra, return_dict)
+    images = (output if noted is None else noted, sample, noise, None)
+    return result(scheduler, line, returned, images, None, way.kind.extra, return_dict)
 
 
-def _by_op(run: Run, output: Tensor, sample: Tensor, noise: Tensor | None) -> Tensor:
+def _by_op(run: Run, way: Way, output: Tensor, sample: Tensor, noise: Tensor | None) -> Tensor:
     """The step whose noise is drawn, though the kernel does not take what it was given past the dispatcher."""
-    returned, _ = run.take(Images(output, sample, noise, None), None, run.way.kind.result)
+    returned, _ = run.take(Images(output, sample, noise, None), None, way.kind.result)
     return returned

@@ -13,6 +13,7 @@ from torch import nn
 from fastdiff.choices import unknown
 from fastdiff.diffusers import convert, revert
 from fastdiff.patching import fusing, graphing, layout
+from fastdiff.patching import guidance as outputs
 from fastdiff.patching.report import ModelReport, Report, SchedulerReport
 
 Pipe = TypeVar("Pipe")
@@ -25,6 +26,7 @@ def accelerate(
     *,
     schedulers: bool = True,
     norms: bool = True,
+    guidance: bool = True,
     memory_format: str = "auto",
     graph: bool = False,
 ) -> Pipe:
@@ -32,6 +34,7 @@ def accelerate(
 
     schedulers: each scheduler becomes fastdiff.diffusers' of the same class, in the same state.
     norms: GroupNorms of UNets and VAEs, with the activation and the time embedding around them, run in one kernel.
+    guidance: the branches of a denoiser are combined in the fused step, where latents are large (docs/accelerate.md).
     memory_format: "channels_last" for 2-D convolutions, "keep", or "auto": channels-last in half precision on CUDA.
     graph: on a GPU, the denoisers' calls are replayed from CUDA graphs, one for each shape, where that can be
         (docs/graphs.md); `pipe.unet.forward.report` counts them.
@@ -44,9 +47,12 @@ def accelerate(
     owners = _owners(pipe)
     if schedulers:
         _exchange(owners, convert)
+    fused = any(revert(scheduler) is not scheduler for _, _, scheduler in _parts(owners, SchedulerMixin))
     for name, model in _models(pipe, owners):
         if norms:
             fusing.fuse(model)
+        if guidance and fused and name.rpartition(".")[2] in outputs.DENOISERS:
+            outputs.arrange(model)
         layout.arrange(model, memory_format)
         if graph and name.rpartition(".")[2] in graphing.DENOISERS:
             graphing.graph(model)
@@ -60,6 +66,7 @@ def restore(pipe: Pipe) -> Pipe:
     _exchange(owners, revert)
     for _, model in _models(pipe, owners):
         fusing.unfuse(model)
+        outputs.put_back(model)
         layout.put_back(model)
         graphing.ungraph(model)
     if hasattr(pipe, "report"):
@@ -136,6 +143,7 @@ def _report(pipe: Any, owners: list[Any]) -> Report:
             fusing.left_alone(model),
             "channels_last" if layout.is_arranged(model) else "kept",
             graphing.is_graphed(model),
+            outputs.is_arranged(model),
         )
         for name, model in _models(pipe, owners)
     ]

@@ -22,7 +22,8 @@ class SchedulerReport:
 @dataclass(frozen=True)
 class ModelReport:
     """fused: what -> how many; left: why -> how many norms or blocks stay as they are; memory_format: "channels_last"
-    if accelerate arranged that, else "kept". graphed: whether its calls are replayed from graphs where that can be."""
+    if accelerate arranged that, else "kept". graphed: whether its calls are replayed from graphs where that can be.
+    guided: whether the fused step combines its branches where latents are large."""
 
     name: str
     kind: str
@@ -30,12 +31,14 @@ class ModelReport:
     left: Mapping[str, int]
     memory_format: str
     graphed: bool = False
+    guided: bool = False
 
     def lines(self) -> list[str]:
         """As text."""
         parts = [f"{count} {what}" for what, count in self.fused.items()] or ["nothing to fuse"]
         parts += [self.memory_format] if self.memory_format != "kept" else []
         parts += ["graphs"] if self.graphed else []
+        parts += ["guidance of large latents in the step"] if self.guided else []
         left = [f"left alone: {count} x {why}" for why, count in self.left.items()]
         return [", ".join(parts), *left]
 
