@@ -1,7 +1,9 @@
 """Our schedulers against diffusers', closed loop on a small random network, over random configurations.
 
-float32: within 1e-5 of the largest value, or, where diffusers' own run is about that far from float64 itself, no
-further but for luck. float16 and bfloat16: no further from float64 than diffusers.
+float32: within 1e-5 of the largest value, or, where diffusers' own run is further from float64 than that, no further
+than diffusers. float16 and bfloat16: no further from float64 than diffusers, in root mean square. Roundings that fall
+otherwise put one run in a hundred a little beyond that: these are run again from other starts, and the mean counts,
+which may be worse by a factor that few configurations need (AVERAGE names them).
 Generators end in the same state, so the noise was the same. `python tests/test_diffusers_parity.py 500` sweeps 500
 configurations of each class and prints what differs.
 """
@@ -10,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import re
+import statistics
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +32,15 @@ from diffusers_loops import build, generators, loop, recording, states, truth  #
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 TOLERANCE = 1e-5
-LUCK = {torch.float32: 3.0, torch.float16: 1.3, torch.bfloat16: 1.3}
-"""What roundings that fall otherwise may cost: of the largest error in float32, of the root mean square in half."""
+STARTS = 16
+AVERAGE = {torch.float32: 1.4, torch.float16: 1.25, torch.bfloat16: 1.25}
+"""How many times diffusers' distance from float64 ours may be, in the geometric mean of STARTS runs.
+
+Of 2131 configurations in float32, 33 are beyond the bound in a run, in the mean four by more than 5%, whose errors are
+of the weights, the same in each start: LMS of a sample prediction at small sigma, 1.36 (diffusers subtracts, then
+divides; a row's weights round first), UniPC 1.35 and 1.14, Heun 1.21 at a distance of 1e-3. Of 4240 in half
+precision, 35 are beyond it in a run, in the mean four: SASolver 1.21, RePaint 1.12 and 1.06, DPMSolverMultistep 1.08.
+"""
 
 
 @dataclass
@@ -92,13 +103,34 @@ def _judged(case: Case, dtype: torch.dtype, got: Run, expected: Run, drawn: list
     apart, single = distance(got.outputs, expected.outputs), dtype == torch.float32
     if single and apart <= TOLERANCE:
         return ""
-    exact = truth(case, dtype, drawn)
-    mine, other = (distance(run.outputs, exact, mean=not single) for run in (got, expected))
-    allowed = LUCK[dtype] * other
-    allowed = max(TOLERANCE, allowed) if single else allowed + torch.finfo(dtype).eps / 4
-    return (
-        "" if mine <= allowed else f"ours {mine:.2e} from float64, diffusers {other:.2e}, apart {apart:.2e}"
-    )
+    mine, other = errors(case, dtype, got, expected, drawn)
+    if mine <= (max(TOLERANCE, other) if single else other + torch.finfo(dtype).eps / 16):
+        return ""
+    times = worse_on_average(case, dtype)
+    if times <= AVERAGE[dtype]:
+        return ""
+    return f"ours {mine:.2e} from float64, diffusers {other:.2e}, apart {apart:.2e}; on average {times:.2f} times"
+
+
+def errors(
+    case: Case, dtype: torch.dtype, got: Run, expected: Run, drawn: list[Tensor]
+) -> tuple[float, float]:
+    """How far from float64 ours and diffusers' runs end."""
+    exact, mean = truth(case, dtype, drawn), dtype != torch.float32
+    return distance(got.outputs, exact, mean=mean), distance(expected.outputs, exact, mean=mean)
+
+
+def worse_on_average(case: Case, dtype: torch.dtype) -> float:
+    """Our distance from float64 over diffusers', the geometric mean over other starts and other noise."""
+    found = []
+    for seed in range(case.seed, case.seed + 1000 * STARTS, 1000):
+        again, drawn = dataclasses.replace(case, seed=seed), list[Tensor]()
+        with recording(theirs(case.scheduler), drawn):
+            expected = run(theirs(case.scheduler), again, dtype)
+        got = run(ours(case.scheduler), again, dtype)
+        if expected.finite:
+            found.append(errors(again, dtype, got, expected, drawn))
+    return statistics.geometric_mean((mine + 1e-30) / (other + 1e-30) for mine, other in found)
 
 
 def assert_equal(name: str, seeds: range, dtype: torch.dtype) -> None:
