@@ -6,23 +6,15 @@ What this cannot see is the GPU: speed, races, streams. test_gpu.py has those, f
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import emulated
-from add_noise_cases import DTYPES, assert_close
-
-
-@pytest.fixture(scope="module")
-def library() -> Path:
-    """csrc/cuda as a library for the CPU, its op registered on the CPU key."""
-    return emulated.library()
+import emulated_run
+from add_noise_cases import CASES, DTYPES, assert_close, check_repeatable, check_specials, check_values
 
 
 @pytest.fixture(scope="module")
@@ -78,45 +70,42 @@ def test_in_place(launch: ctypes._CFuncPtr) -> None:
     torch.testing.assert_close(x0, expected)
 
 
-THROUGH_TORCH = """
-import sys
-import torch
-from add_noise_cases import CASES, DTYPES, check_repeatable, check_specials, check_values
-from fastdiff import ops
+@emulated_run.is_the_run
+def test_emulated() -> None:
+    """The registration matches the op's schema and unpacks its tensors: called through torch."""
+    assert emulated_run.outcomes(__file__).keys() == {"passed"}
 
-torch.ops.load_library(sys.argv[1])
-op = torch.ops.fastdiff.add_noise.default
-assert torch._C._dispatch_has_kernel_for_dispatch_key("fastdiff::add_noise", "CPU")
-for dtype in DTYPES:
+
+@pytest.fixture(scope="module")
+def op() -> Any:
+    emulated_run.load()
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("fastdiff::add_noise", "CPU")
+    return torch.ops.fastdiff.add_noise.default
+
+
+@emulated_run.needs_the_run
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_device_cases(op: Any, dtype: torch.dtype) -> None:
     for case in CASES.values():
         check_values(op, case, dtype, "cpu")
     check_values(op, CASES["rows_off_the_vectors"], dtype, "cpu", mean=1000.0)
     check_specials(op, dtype, "cpu")
     check_repeatable(op, dtype, "cpu")
-image, weights = torch.ones(2, 3, 4), torch.ones(2)
-refused = {
-    "float32, float16 and bfloat16": (image.double(), image.double(), weights, weights),
-    "laid out alike": (image, torch.ones(2, 4, 3).mT, weights, weights),
-    "must be dense": (torch.ones(2, 3, 8)[..., ::2], torch.ones(2, 3, 8)[..., ::2], weights, weights),
-    "one dtype": (image, image.half(), weights, weights),
-    "one value or one a sample": (image, image, torch.ones(3), weights),
-    "alpha and sigma must be float32": (image, image, weights, weights.half()),
+
+
+IMAGE, WEIGHTS = torch.ones(2, 3, 4), torch.ones(2)
+REFUSED = {
+    "float32, float16 and bfloat16": (IMAGE.double(), IMAGE.double(), WEIGHTS, WEIGHTS),
+    "laid out alike": (IMAGE, torch.ones(2, 4, 3).mT, WEIGHTS, WEIGHTS),
+    "must be dense": (torch.ones(2, 3, 8)[..., ::2], torch.ones(2, 3, 8)[..., ::2], WEIGHTS, WEIGHTS),
+    "one dtype": (IMAGE, IMAGE.half(), WEIGHTS, WEIGHTS),
+    "one value or one a sample": (IMAGE, IMAGE, torch.ones(3), WEIGHTS),
+    "alpha and sigma must be float32": (IMAGE, IMAGE, WEIGHTS, WEIGHTS.half()),
 }
-for message, arguments in refused.items():
-    try:
-        op(*arguments)
-    except RuntimeError as problem:
-        assert message in str(problem), problem
-    else:
-        raise AssertionError(f"accepted: {message}")
-"""
 
 
-def test_registration(library: Path) -> None:
-    """The registration matches the op's schema and unpacks its tensors: the same cases, called through torch.
-
-    In a process of its own, since it puts the kernel where the C++ backend has its own."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "FASTDIFF_BACKEND": "reference"}
-    command = [sys.executable, "-c", THROUGH_TORCH, str(library)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+@emulated_run.needs_the_run
+@pytest.mark.parametrize("words", REFUSED)
+def test_device_refusals(op: Any, words: str) -> None:
+    with pytest.raises(RuntimeError, match=words):
+        op(*REFUSED[words])
