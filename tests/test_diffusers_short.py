@@ -14,6 +14,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed"
 import fastdiff.diffusers  # noqa: E402
 from fastdiff import native  # noqa: E402
 from fastdiff.diffusers import short  # noqa: E402
+from fastdiff.diffusers.runs import Run  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     bool(native.problem("cpu")) or importlib.util.find_spec("fastdiff._host") is None,
@@ -162,3 +163,20 @@ def test_copies_find_their_own_way():
     for other in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
         made = other.step(torch.ones(SHAPE), other.timesteps[2], x.clone(), return_dict=False)[0]
         assert made.isfinite().all()
+
+
+def test_an_interrupt_in_the_middle_of_a_step_reaches_the_caller(monkeypatch):
+    scheduler = fastdiff.diffusers.CLASSES["EulerDiscreteScheduler"]()
+    loop(scheduler)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    scheduler.set_timesteps(6)
+    x, times = torch.ones(SHAPE), scheduler.timesteps
+    x = scheduler.step(x, times[0], x, return_dict=False)[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "moved", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scheduler.step(x, times[1], x, return_dict=False)
+    assert scheduler.step(x, times[1], x, return_dict=False)[0].isfinite().all()

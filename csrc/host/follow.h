@@ -181,7 +181,8 @@ inline Kept kept_by(const Way& way, PyObject* run, int64_t row, PyObject* sample
     return kept;
 }
 
-// Takes a step. The next sample; null, nothing done, where the kernel must be called another way.
+// Takes a step. The next sample; null where the kernel must be called another way, nothing done, or, with an
+// error set, of what Python does meanwhile (signals).
 inline py::object taken(
     const Way& way, PyObject* run, int64_t row, PyObject* output, PyObject* sample, PyObject* noise) {
     const LoopNames& n = loop_names();
@@ -207,30 +208,37 @@ inline py::object taken(
     return py::reinterpret_steal<py::object>(PyObject_VectorcallMethod(n.moved, moved, 5, nullptr));
 }
 
+// The arguments of the step that follows, if this is it and the short way leads there.
+inline Arguments expected(const Way& way, PyObject* const* args, int64_t* row) {
+    PyObject *seen = args[0], *run = args[1], *sample = args[4];
+    if (!PyDict_CheckExact(seen) || !PyDict_CheckExact(args[5])) return {};
+    const int64_t next = number(run, loop_names().next);
+    *row = next - way.begin;
+    if (*row < 0 || *row >= static_cast<int64_t>(way.rows.size())) return {};
+    const Row kind = static_cast<Row>(way.rows[*row]);
+    const bool goes = kind != Row::kLong && goes_on(way, seen, run, next, sample) &&
+                      at_place(way, run, args[3]) && output_fits(way, args[2], kind) &&
+                      undisturbed(seen, run);
+    return goes ? arguments_of(way, args[5]) : Arguments{};
+}
+
 // follow(seen, run, output, timestep, sample, arguments) -> (row, generator, return_dict, the next sample or
 // None for a row that draws noise first), or None where this is not the step that follows, or not for this
 // way.
 inline PyObject* follow(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     const Way& way = *static_cast<Way*>(PyCapsule_GetPointer(self, nullptr));
-    PyObject* made = nullptr;
-    if (count == 6 && PyDict_CheckExact(args[0]) && PyDict_CheckExact(args[5])) {
-        PyObject *seen = args[0], *run = args[1], *output = args[2], *sample = args[4];
-        const int64_t next = number(run, loop_names().next), row = next - way.begin;
-        const bool within = row >= 0 && row < static_cast<int64_t>(way.rows.size());
-        const Row kind = within ? static_cast<Row>(way.rows[row]) : Row::kLong;
-        if (kind != Row::kLong && goes_on(way, seen, run, next, sample) && at_place(way, run, args[3]) &&
-            output_fits(way, output, kind) && undisturbed(seen, run)) {
-            const Arguments found = arguments_of(way, args[5]);
-            const auto usual = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(way.usual.ptr()));
-            const bool goes = found.generator && usual.ptr() == Py_True;
-            py::object returned = py::none();
-            if (goes && kind == Row::kPlain) returned = taken(way, run, row, output, sample, Py_None);
-            if (goes && returned)
-                made = Py_BuildValue("(LOOO)", row, found.generator, found.return_dict, returned.ptr());
-        }
-    }
+    int64_t row = -1;
+    const Arguments found = count == 6 ? expected(way, args, &row) : Arguments{};
     PyErr_Clear();  // of what was asked of something that is not of the kind expected
-    if (made) return made;
+    if (!found.generator) Py_RETURN_NONE;
+    const auto usual = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(way.usual.ptr()));
+    if (!usual) return nullptr;
+    if (usual.ptr() != Py_True) Py_RETURN_NONE;
+    py::object returned = py::none();
+    if (static_cast<Row>(way.rows[row]) == Row::kPlain)
+        returned = taken(way, args[1], row, args[2], args[4], Py_None);
+    if (returned) return Py_BuildValue("(LOOO)", row, found.generator, found.return_dict, returned.ptr());
+    if (PyErr_Occurred()) return nullptr;
     Py_RETURN_NONE;
 }
 
@@ -240,8 +248,9 @@ inline PyObject* take(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     const int64_t row = count == 5 ? PyLong_AsLongLong(args[1]) : -1;
     const bool within = row >= 0 && row < static_cast<int64_t>(way.rows.size());
     py::object made = within ? taken(way, args[0], row, args[2], args[3], args[4]) : py::object();
-    PyErr_Clear();
-    return made ? made.release().ptr() : py::none().release().ptr();
+    if (made) return made.release().ptr();
+    if (PyErr_Occurred()) return nullptr;
+    Py_RETURN_NONE;
 }
 
 // (follow, take), by what `what` names like the fields of Way.
