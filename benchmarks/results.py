@@ -88,6 +88,17 @@ def save(results: Sequence[Result], path: Path, extra: Mapping[str, Any]) -> Non
     write_json(content, path)
 
 
+def update(results: Sequence[Result], path: Path, extra: Mapping[str, Any]) -> None:
+    """As save, but results of other names that the file holds already stay: for tables that are measured in parts. Each
+    result says when and by which command it was measured."""
+    now = environment()
+    origin = {key: now[key] for key in ("time", "commit", "command")}
+    earlier = json.loads(path.read_text())["results"] if path.exists() else []
+    rows = {row["name"]: row for row in earlier}
+    rows |= {result.name: result.as_data() | {"measured": origin} for result in results}
+    write_json({**now, **extra, "results": list(rows.values())}, path)
+
+
 def write_json(content: Any, path: Path) -> None:
     """Writes content under a temporary name and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
