@@ -243,13 +243,18 @@ def _sources(cls: type) -> list[tuple[Any, str]]:
     return found + [(tree, "__call__") for tree in trees]
 
 
-def truth(case: Case, dtype: torch.dtype, drawn: list[Tensor]) -> list[Tensor]:
-    """The loop in float64 on the scheduler's own (float32) tables, with the start and the noise of a run in dtype."""
-    cls = theirs(case.scheduler)
-    scheduler = build(cls, case)
-    x, _ = start(build(cls, case), case, dtype)
+def exact_scheduler(case: Case) -> Any:
+    """diffusers' own scheduler of a case, its (float32) tables in float64."""
+    scheduler = build(theirs(case.scheduler), case)
     for name, value in vars(scheduler).items():
         if isinstance(value, Tensor) and value.dtype == torch.float32 and name != "timesteps":
             setattr(scheduler, name, value.double())
+    return scheduler
+
+
+def truth(case: Case, dtype: torch.dtype, drawn: list[Tensor]) -> list[Tensor]:
+    """The loop in float64 on the scheduler's own (float32) tables, with the start and the noise of a run in dtype."""
+    cls, scheduler = theirs(case.scheduler), exact_scheduler(case)
+    x, _ = start(build(cls, case), case, dtype)
     with exactly(cls, drawn):
         return loop(scheduler, case, torch.float64, generator=generators(case), x=x.double())

@@ -76,15 +76,19 @@ def _observed(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: tor
                 break
     result = made[0].dtype
     extra = made[1].dtype if len(made) > 1 and isinstance(made[1], Tensor) else result
-    return Dtypes(result, extra, next((d for d in watch.seen if d != torch.float32), torch.float32))
+    usual = torch.float32
+    if hasattr(plain, "noise_sampler"):  # a path like the sample in one class, like the denoised image in another
+        usual = sample if hasattr(plain, "noise_sampler_seed") else result
+    return Dtypes(result, extra, next((d for d in watch.seen if d != torch.float32), usual))
 
 
 def noise(scheduler: Any, line: Line, sample: Tensor, generator: Any, draw: torch.dtype) -> Tensor | None:
     """The noise of one step; draws that the step does not use are made all the same."""
     if "noise_sampler" in vars(scheduler):
-        _path(scheduler, sample, generator)  # begun at the first step, noise or no: that may draw its seed
+        # Begun at the first step, noise or no: that may draw its seed.
+        path = _path(scheduler, sample, generator, draw)
     if line.span is not None:
-        made: Tensor = _path(scheduler, sample, generator)(*map(torch.tensor, line.span))
+        made: Tensor = path(*map(torch.tensor, line.span))
         return made.to(sample.device)
     drawn = [_randn(sample, generator, dtype or draw) for dtype in line.draws]
     return drawn[line.drawn] if line.drawn >= 0 else None
@@ -99,7 +103,7 @@ def _randn(sample: Tensor, generator: Any, dtype: torch.dtype) -> Tensor:
     return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
 
 
-def _path(scheduler: Any, sample: Tensor, generator: Any) -> Any:
+def _path(scheduler: Any, sample: Tensor, generator: Any, dtype: torch.dtype) -> Any:
     """The Brownian path of this loop, begun as diffusers begins it."""
     from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
 
@@ -114,5 +118,5 @@ def _path(scheduler: Any, sample: Tensor, generator: Any) -> Any:
             low, high = scheduler.config.sigma_min, scheduler.config.sigma_max
             listed = [g.initial_seed() for g in generator] if isinstance(generator, list) else generator
             seed = listed.initial_seed() if isinstance(listed, torch.Generator) else listed
-        memory.path = BrownianTreeNoiseSampler(sample, low, high, seed)
+        memory.path = BrownianTreeNoiseSampler(sample.to(dtype), low, high, seed)
     return memory.path
