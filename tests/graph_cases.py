@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import fastdiff
 from fastdiff import Guidance, backend, graphs, schedules
 from fastdiff.graphs import recorder
+from gpu_only import GPU_ONLY
 from standing_in import StandIn
 
 KARRAS = schedules.karras(0.1, 10.0)
@@ -23,7 +24,6 @@ SHAPE = (2, 8, 8, 8)
 needs_weights_on_the_device = pytest.mark.skipif(
     bool(backend.unavailable("cpp")), reason="the reference reads its weights on the host"
 )
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: torch sees none")
 
 
 class Net(nn.Module):
@@ -106,7 +106,7 @@ class CountingRecorder(recorder.CudaRecorder):
 @pytest.fixture(
     params=[
         pytest.param("cpu", marks=needs_weights_on_the_device),
-        pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu]),
+        pytest.param("cuda", marks=GPU_ONLY),
     ]
 )
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:

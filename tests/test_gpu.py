@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -19,29 +17,10 @@ from add_noise_cases import (
     make,
 )
 from fastdiff import backend, ops
+from gpu_only import BACKENDS, GPU_ONLY, each_backend
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: torch sees none"),
-]
-BACKENDS = ("triton", "cuda")
-
-
-@pytest.fixture(params=BACKENDS, autouse=True)
-def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each test runs on each backend. One that cannot run on a machine with a GPU is a failure, not a skip."""
-    with backend.use(request.param):
-        assert backend.select("add_noise", "cuda", torch.float32) == request.param
-        yield request.param
-
-
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """Fresh tensors hold NaN, so that an element a kernel does not write is seen."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(before)
+pytestmark = GPU_ONLY
+gpu_backend = each_backend("add_noise")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -14,11 +14,11 @@ import torch
 from fastdiff import BrownianNoise, CounterNoise, graphs
 from fastdiff.graphs import graphed
 from fastdiff.graphs.run import MOST
-from graph_cases import CHANGES, Net, check, needs_gpu, run
+from gpu_only import GPU_ONLY
+from graph_cases import CHANGES, Net, check, run
 
 pytestmark = [
-    pytest.mark.gpu,
-    needs_gpu,
+    *GPU_ONLY,
     pytest.mark.parametrize("place", ["cuda"], indirect=True, ids=["cuda"]),
 ]
 

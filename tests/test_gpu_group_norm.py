@@ -11,6 +11,7 @@ import torch
 
 from conftest import assert_accurate
 from fastdiff import backend, native, ops
+from gpu_only import GPU_ONLY
 from group_norm_cases import (
     LAYOUTS,
     OPTIONS,
@@ -22,10 +23,7 @@ from group_norm_cases import (
     inputs,
 )
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: torch sees none"),
-]
+pytestmark = GPU_ONLY
 REAL = [
     ((2, 320, 64, 64), 32),
     ((2, 640, 32, 32), 32),

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from conftest import HALF_AND_SINGLE
-from fastdiff import backend, counter, ops
+from fastdiff import counter, ops
 from fastdiff.ops import _drawing
+from gpu_only import GPU_ONLY, each_backend
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: torch sees none"),
-]
-
-
-@pytest.fixture(params=["triton", "cuda"], autouse=True)
-def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each test runs on each backend. One that cannot run on a machine with a GPU is a failure, not a skip."""
-    with backend.use(request.param):
-        assert backend.select("randn_like", "cuda", torch.float32) == request.param
-        yield request.param
+pytestmark = GPU_ONLY
+gpu_backend = each_backend("randn_like")
 
 
 def twins() -> tuple[torch.Generator, torch.Generator]:

@@ -3,7 +3,6 @@ the row anew, no wait for the GPU, sizes beyond 32 bits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,22 +10,12 @@ import torch
 from torch import Tensor
 
 from conftest import HALF_AND_SINGLE, assert_accurate
-from fastdiff import CounterNoise, backend, counter, ops, reference, sample, schedules
+from fastdiff import CounterNoise, counter, ops, reference, sample, schedules
+from gpu_only import GPU_ONLY, each_backend
 from solver_step_cases import FULL, Case, arguments, every_option, make_table, seeds, vectors
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: torch sees none"),
-]
-
-
-@pytest.fixture(params=["triton", "cuda"], autouse=True)
-def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each test runs on each backend. One that cannot run on a machine with a GPU is a failure, not a skip."""
-    with backend.use(request.param):
-        for op in ("solver_step", "dynamic_bound", "rescale_gain"):
-            assert backend.select(op, "cuda", torch.float32) == request.param
-        yield request.param
+pytestmark = GPU_ONLY
+gpu_backend = each_backend("solver_step", "dynamic_bound", "rescale_gain")
 
 
 @pytest.fixture
