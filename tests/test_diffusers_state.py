@@ -269,11 +269,11 @@ def test_forms_of_a_timestep(name: str, form: str) -> None:
         else:
             results.append([v for v in last if isinstance(v, Tensor)])
     expected, got = results
-    if isinstance(expected, Exception):
-        assert isinstance(got, list | Exception)  # right, or a complaint of ours
-    else:
-        assert isinstance(got, list), got
-        assert_near(got, expected)
+    if isinstance(expected, Exception) and (isinstance(got, Exception) or form == "int"):
+        return  # ours complains too, or takes the integer for the timestep it was cut from
+    expected = both(case)[1] if isinstance(expected, Exception) else expected
+    assert isinstance(got, list), got
+    assert_near(got, expected)
 
 
 @every
