@@ -328,6 +328,17 @@ def test_a_compiled_unet(when: str, steps: list[bool]) -> None:
     assert difference(call(pipe), before) <= 1e-6 and not is_arranged(pipe.unet)
 
 
+@pytest.mark.usefixtures("stand_in")
+def test_replayed_denoisers(steps: list[bool]) -> None:
+    pipe = euler()
+    before = call(pipe)
+    accelerate(pipe, norms=False, graph=True)
+    for _ in range(2):
+        assert difference(call(pipe), before) <= 1e-5
+    assert pipe.unet.forward.report.captured == 1
+    assert steps == [True] * STEPS * 2
+
+
 def test_a_compiled_step(steps: list[bool]) -> None:
     pipe = euler()
     before = call(pipe)

@@ -33,7 +33,8 @@ DEPTH = 4
 OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, torch.Generator, weakref.ref)
 COMPILED = "it is compiled, which has graphs of its own (torch.compile with mode='reduce-overhead')"
 GRAPH_SAFE = "graph_safe"
-"""An attribute that says of a function put in place of a module's forward that a graph may hold what it launches."""
+"""An attribute that says of a function put in place of a module's forward that a graph may hold what it launches; of a
+hook, that it launches nothing."""
 
 OWN = "_fastdiff_loops"
 """The attribute where a model's captured loops are kept, which is no part of what it computes."""
@@ -221,7 +222,7 @@ class _State:
         self._check(module, held)
         self.modules.append(module)
         self.dicts.append(held)
-        self.hooks += [held[name] for name in _HOOKS]
+        self.hooks += [held[name] for name in _HOOKS if not held[name] or _needs_python(held[name])]
         for name, value in held.items():
             if name not in _UNREAD:
                 self.signature.append(name)
@@ -231,7 +232,7 @@ class _State:
         """What is done with a module that Python must be there for."""
         name = type(module).__name__
         forward = held.get("forward")
-        if any(held[hooks] for hooks in _HOOKS):
+        if any(_needs_python(held[hooks]) for hooks in _HOOKS):
             self._refuse(f"{name} has hooks that run at each call")
         if held.get("_compiled_call_impl") is not None or name == "OptimizedModule":
             self._refuse(COMPILED)
@@ -263,6 +264,10 @@ class _State:
             ):
                 self.globals.append((function.__globals__, name))
                 self._see(value, depth + 1)
+
+
+def _needs_python(hooks: dict[int, Any]) -> bool:
+    return any(not getattr(hook, GRAPH_SAFE, False) for hook in hooks.values())
 
 
 def _names(code: types.CodeType) -> set[str]:

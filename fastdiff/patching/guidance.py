@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdiff.graphs.watch import GRAPH_SAFE
 from fastdiff.lazy_guidance import handed
 
 DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
@@ -23,6 +24,9 @@ def hand_on(model: nn.Module, inputs: Any, output: Any) -> Any:
     if isinstance(image, Tensor) and isinstance(output, dict):
         output["sample"] = handed(image)
     return None
+
+
+setattr(hand_on, GRAPH_SAFE, True)
 
 
 def arrange(model: nn.Module) -> None:
