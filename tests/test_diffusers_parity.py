@@ -33,12 +33,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 TOLERANCE = 1e-5
 STARTS = 16
-AVERAGE = {torch.float32: 1.4, torch.float16: 1.25, torch.bfloat16: 1.25}
+AVERAGE = {torch.float32: 2.0, torch.float16: 1.25, torch.bfloat16: 1.25}
 """How many times diffusers' distance from float64 ours may be, in the geometric mean of STARTS runs.
 
 Of 2131 configurations in float32, 30 are beyond the bound in a run, in the mean four by more than 5%, whose errors are
 of the weights, the same in each start: LMS of a sample prediction at small sigma, 1.36 (diffusers subtracts, then
-divides; a row's weights round first), UniPC 1.35 and 1.14, Heun 1.21 at a distance of 1e-3. Of 4240 in half
+divides; a row rounds both weights first), UniPC 1.35 and 1.14, Heun 1.21 at a distance of 1e-3. Of other seeds, a
+DDIM of one step was the worst, 1.74: the same cancellation, in p * x + q * output where alpha is small. Of 4240 in half
 precision, 38 are beyond it in a run, in the mean four: SASolver 1.21, RePaint 1.12 and 1.06, DPMSolverMultistep 1.08.
 """
 
