@@ -220,12 +220,13 @@ def _placed(
     key = (id(plan), device, folded, weights)
     with _lock:
         if key in _tables:
+            _tables.move_to_end(key)
             return _tables[key][1:]
     with torch.inference_mode(False):  # kept beyond this run
-        rows = torch.tensor(plan.folded if folded else plan.table, device="cpu")
+        rows = torch.from_numpy((plan.folded if folded else plan.table).copy())
         if weights is not None:
             rows[:, [COLUMN["g"], COLUMN["g_uncond"]]] = torch.tensor(weights, dtype=rows.dtype, device="cpu")
-        rows = rows.to(device)
+        rows = rows if device.type == "cpu" else rows.to(device)
         index = torch.arange(len(rows), device=device).unbind(0)
     with _lock:
         _tables[key] = (plan, rows, index)  # the plan with it, so that its id stays taken

@@ -130,6 +130,8 @@ class LearnedVariance(Fused):
         if args:
             kwargs = dict(zip(list(self.parameters)[4:], args)) | kwargs
         output, predicted = model_output.split(sample.shape[1], dim=1)
+        if output.stride() != sample.stride():  # once, not for each kernel that reads it
+            output = torch.empty_like(sample, dtype=output.dtype).copy_(output)
         arguments = kwargs | {"model_output": WIDE}
         made = self._fused(output, timestep, sample, arguments, predicted=predicted)
         if made is None:
