@@ -19,15 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import diffusers
 
 import tiny_parts
+from accelerated import difference, small_ones_too  # noqa: F401 - a fixture
 from fastdiff.patching import accelerate, fusing, restore
 from tiny_pipelines import families, img2img, stable_diffusion
 
 FAMILIES = families()
-
-
-def difference(actual: Tensor, expected: Tensor) -> float:
-    """The largest, relative to the largest value."""
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.fixture(scope="module")

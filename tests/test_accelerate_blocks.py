@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import HunyuanVi
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 
+from accelerated import small_ones_too  # noqa: F401 - a fixture
 from fastdiff.patching import accelerate, blocks, fusing, restore, structure
 
 BLOCKS: dict[str, dict[str, Any]] = {

@@ -19,6 +19,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models import resnet
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import HunyuanVideoResnetBlockCausal3D
 
+from accelerated import small_ones_too  # noqa: F401 - a fixture
 from fastdiff.patching import accelerate, fusing, restore
 from tiny_parts import TEXT, text, unet
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import diffusers
 from diffusers.models.attention_processor import AttnProcessor
 
+from accelerated import difference, small_ones_too  # noqa: F401 - a fixture
 from fastdiff.patching import accelerate, blocks, fusing, restore
 from tiny_parts import TEXT, text, unet
 from tiny_pipelines import families, quiet, stable_diffusion
@@ -26,11 +27,6 @@ from tiny_pipelines import families, quiet, stable_diffusion
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 CALL = families()["SD 1.5"].call
 ALIKE = 1e-5
-
-
-def difference(actual: Tensor, expected: Tensor) -> float:
-    """The largest, relative to the largest value."""
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 def both() -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 Subclasses by the same name (device maps and repeated-block compilation go by class names) whose forward does what
 diffusers' does; `known` says for which of diffusers' forwards that has been established. Each call first looks whether
-the block still has the parts it was patched with, and otherwise runs diffusers' forward.
+the block still has the parts it was patched with and enough to do, and otherwise runs diffusers' forward.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
 
     def forward(self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         """input_tensor: [B, C, H, W]; temb: [B, time channels] or None. Returns [B, out channels, H, W]."""
-        activation = _fused_activation(self)
-        if activation is None or args or kwargs or not self._takes(temb) or leaves(input_tensor):
+        activation = None if leaves(input_tensor) else _fused_activation(self)
+        if activation is None or args or kwargs or not self._takes(temb):
             output: Tensor = super().forward(input_tensor, temb, *args, **kwargs)  # type: ignore[arg-type]
             return output
         hidden = self.norm1(input_tensor, None, None, None, activation)
@@ -74,8 +74,8 @@ class TemporalResnetBlock(resnet.TemporalResnetBlock):
 
     def forward(self, input_tensor: Tensor, temb: Tensor | None) -> Tensor:
         """input_tensor: [B, C, F, H, W]; temb: [B, F, time channels] or None. Returns [B, out channels, F, H, W]."""
-        activation = _fused_activation(self)
-        if activation is None or leaves(input_tensor):
+        activation = None if leaves(input_tensor) else _fused_activation(self)
+        if activation is None:
             output: Tensor = super().forward(input_tensor, temb)  # type: ignore[arg-type]
             return output
         hidden = self.conv1(self.norm1(input_tensor, None, None, None, activation))
