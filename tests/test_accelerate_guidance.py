@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import diffusers
 
 from fastdiff import lazy_guidance
-from fastdiff.diffusers import convert, guided
+from fastdiff.diffusers import CLASSES, convert, guided
 from fastdiff.lazy_guidance import Guided, expect, handed
 from fastdiff.patching import accelerate, restore
 from fastdiff.patching.guidance import is_arranged
@@ -107,6 +108,42 @@ def test_schedulers(kind: str, steps: list[bool]) -> None:
     accelerate(pipe, norms=False)
     assert difference(call(pipe, guidance_scale=5.0), before) <= 1e-5
     assert all(steps) and len(steps) >= STEPS
+
+
+OF_THEIR_OWN = ("CogVideoXDPMScheduler", "DDPMWuerstchenScheduler", "RePaintScheduler", "SCMScheduler")
+"""Whose steps or timesteps are called in another way."""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CLASSES if kind not in OF_THEIR_OWN])
+def test_every_scheduler_combines(kind: str) -> None:
+    def run(made: Any) -> tuple[Tensor, list[bool]]:
+        made.set_timesteps(STEPS)
+        x, noted = text(2, 4, 8, 8), []
+        takes = {"generator": seeded()} if "generator" in inspect.signature(made.step).parameters else {}
+        for index, time in enumerate(made.timesteps):
+            if hasattr(made, "scale_model_input"):
+                made.scale_model_input(x, time)
+            u, c = handed(text(4, 4, 8, 8, seed=index)).chunk(2)
+            guided = u + 7.5 * (c - u)
+            x = made.step(guided, time, x, return_dict=False, **takes)[0]
+            noted.append(type(guided) is Guided and guided._made is None)
+        return x, noted
+
+    with torch.no_grad():
+        torch.manual_seed(0)
+        expected, plain = run(getattr(diffusers, kind)())
+        torch.manual_seed(0)
+        made, noted = run(CLASSES[kind]())
+    assert not any(plain) and all(noted)
+    assert difference(made, expected) <= 1e-5
+
+
+def test_the_denoised_image_handed_back(steps: list[bool]) -> None:
+    pipe, run = FAMILIES["CogVideoX"].build(), FAMILIES["CogVideoX"].call
+    pipe.scheduler = diffusers.CogVideoXDPMScheduler.from_config(pipe.scheduler.config)
+    before = run(pipe, STEPS)
+    accelerate(pipe, norms=False)
+    assert difference(run(pipe, STEPS), before) <= 1e-5
 
 
 def test_dynamic_thresholding_bounds_the_combination(steps: list[bool]) -> None:
