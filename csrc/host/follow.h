@@ -130,7 +130,7 @@ inline bool goes_on(const Way& way, PyObject* seen, PyObject* run, int64_t next,
     const LoopNames& n = loop_names();
     const int64_t counted = way.counted ? remembered(seen, n.step_index) : next;
     if (attribute(run, n.fresh).ptr() == Py_True)
-        return (!way.counted || counted == -1) && remembered(seen, n.begin_index) <= 0 &&
+        return (counted == -1 || counted == next) && remembered(seen, n.begin_index) <= 0 &&
                image(*way.stepper, sample);
     return counted == next && attribute(run, n.returned).ptr() == sample &&
            number(sample, n.tensor_version) == number(run, n.version);

@@ -9,8 +9,9 @@ try:
 except ImportError as error:
     raise ImportError("fastdiff.diffusers needs diffusers: pip install fastdiff[diffusers]") from error
 
-from fastdiff.diffusers.classes import CLASSES, convert, revert
+from fastdiff.diffusers.classes import convert, revert
 from fastdiff.diffusers.coverage import Coverage, coverage
+from fastdiff.diffusers.fused import CLASSES
 
 __all__ = ["CLASSES", "Coverage", "convert", "coverage", "revert"]
 

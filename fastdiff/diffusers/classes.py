@@ -12,7 +12,7 @@ import diffusers
 from diffusers.schedulers import SchedulerMixin
 
 from fastdiff.diffusers import handover
-from fastdiff.diffusers.fused import Fused
+from fastdiff.diffusers.fused import CLASSES, Fused
 from fastdiff.diffusers.special import SPECIAL
 
 NAMES = (
@@ -42,12 +42,13 @@ def _made(base: Any) -> Any:
         "__module__": base.__module__,  # what diffusers writes into model_index.json: it loads without fastdiff
     }
     fused = SPECIAL.get(base.__name__, Fused)
-    methods = {
+    methods: dict[str, Any] = {
         "__init__": fused._constructed,
         "step": fused.step,
         "set_timesteps": fused.set_timesteps,
-        "scale_model_input": fused._scaled_input,
     }
+    if hasattr(base, "scale_model_input") and base.scale_model_input.__code__.co_names:
+        methods["scale_model_input"] = fused._scaled_input  # else it gives the sample back
     for name, method in methods.items():
         if hasattr(base, name):
             body[name] = functools.wraps(getattr(base, name))(_copied(method))
@@ -68,7 +69,6 @@ def _counter(base: type) -> str | None:
     return "_step_index" if "self._step_index" in source else "counter" if "self.counter" in source else None
 
 
-CLASSES: dict[str, Any] = {}
 for _name in NAMES:
     _base = getattr(diffusers, _name, None)
     if isinstance(_base, type) and issubclass(_base, SchedulerMixin):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import diffusers
 
-from fastdiff.diffusers.classes import CLASSES
+from fastdiff.diffusers.fused import CLASSES
 
 TOKENS = "steps over tokens, not over images"
 ELSEWHERE = {

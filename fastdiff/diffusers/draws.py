@@ -77,7 +77,7 @@ def _observed(scheduler: Any, plan: TracedPlan, sample: torch.dtype, output: tor
     result = made[0].dtype
     extra = made[1].dtype if len(made) > 1 and isinstance(made[1], Tensor) else result
     usual = torch.float32
-    if hasattr(plain, "noise_sampler"):  # a path like the sample in one class, like the denoised image in another
+    if hasattr(plain, "noise_sampler"):  # like the sample in one class, like the denoised image in another
         usual = sample if hasattr(plain, "noise_sampler_seed") else result
     return Dtypes(result, extra, next((d for d in watch.seen if d != torch.float32), usual))
 

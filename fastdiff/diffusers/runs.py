@@ -85,6 +85,7 @@ class Run:
         solver_step_'s mask, known and known_noise.
         """
         (output, uncond, weights), (_, sample, noise, given) = parts(images.output), images
+        self.way = None if self.fresh else self.way  # the loop does not begin as the last one did
         row = self.row
         line = self.plan.lines[row]
         same = sample is self.returned and sample._version == self.version

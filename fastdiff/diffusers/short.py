@@ -122,7 +122,8 @@ def _way(
 
 
 def _row(line: Line, plan: TracedPlan) -> bytes:
-    if line.dynamic or line.anchor < 0 or (line.draws and plan.linked):
+    apart = line.dynamic or line.anchor < 0 or line.deviation is not None
+    if apart or (line.draws and plan.linked):
         return LONG
     return DRAWS if line.draws else PLAIN
 
@@ -160,23 +161,35 @@ def follow(
     if found is None:
         return None
     row, generator, return_dict, returned = found
-    line, noise = run.plan.lines[row], None
+    line, noise, given = run.plan.lines[row], None, output if noted is None else noted
     if returned is None:
         noise = draws.noise(scheduler, line, sample, generator, way.kind.draw)
         returned = way.take(run, row, output, sample, noise)
-        if returned is None:
-            returned = _by_op(run, way, output, sample, noise)
+        if returned is None:  # the kernel does not take past the dispatcher what it was given
+            returned, _ = run.take(Images(given, sample, noise, None), None, way.kind.result)
     if way.counted:
         seen["_step_index"] = scheduler.__dict__["_step_index"] = run.next
     elif scheduler._counts:
         setattr(scheduler, scheduler._counts, run.row)
     if seen.get("_run") is not run:
         scheduler._run = run
-    images = (output if noted is None else noted, sample, noise, None)
-    return result(scheduler, line, returned, images, None, way.kind.extra, return_dict)
+    return result(scheduler, line, returned, (given, sample, noise, None), None, way.kind.extra, return_dict)
 
 
-def _by_op(run: Run, way: Way, output: Tensor, sample: Tensor, noise: Tensor | None) -> Tensor:
-    """The step whose noise is drawn, though the kernel does not take what it was given past the dispatcher."""
-    returned, _ = run.take(Images(output, sample, noise, None), None, way.kind.result)
-    return returned
+def scaled(scheduler: Any, sample: Tensor, timestep: Any) -> Tensor | None:
+    """The model's input at the step expected, or None where the long way must find it: then nothing was done."""
+    own = scheduler.__dict__.get("_of_thread")
+    seen = {} if own is None else own.__dict__.get("loop", {})
+    run: Any = seen.get("_run")
+    if run is None or not run.way or seen.get("_plain") is not None or type(timestep) is not Tensor:
+        return None
+    if run.place is None or timestep.data_ptr() != run.first + run.place * run.stride:
+        return None
+    if seen.get("_memo") is not run.memory or run.memory is None or run.memory.outdated():
+        return None
+    if run.row >= len(run.plan.lines) or (run.way.counted and seen.get("_step_index") != run.next):
+        return None
+    if "is_scale_input_called" in scheduler.__dict__:
+        scheduler.__dict__["is_scale_input_called"] = True
+    scale = run.plan.scales[run.row]
+    return sample if scale == 1.0 else sample * scale
