@@ -248,3 +248,13 @@ def test_what_falls_back_says_why(name: str) -> None:
     scheduler = build(ours(name), default(name))
     assert scheduler.fallback is None or len(scheduler.fallback) > 10
     loop(scheduler, default(name), generator=generators(default(name)))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if ours(n).refuses_integers])
+@pytest.mark.parametrize("timestep", [0, torch.tensor(1)], ids=["int", "tensor"])
+def test_an_index_is_no_timestep(name: str, timestep: Any) -> None:
+    for cls in (ours(name), theirs(name)):
+        scheduler = build(cls, default(name, 3))
+        if scheduler.timesteps.is_floating_point():
+            with pytest.raises(ValueError, match="integer"):
+                scheduler.step(torch.ones(1, 3, 4, 4), timestep, torch.ones(1, 3, 4, 4))

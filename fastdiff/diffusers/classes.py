@@ -37,6 +37,7 @@ def _made(base: Any) -> Any:
         "base": base,
         "parameters": inspect.signature(base.step).parameters,
         "annotation": str(inspect.signature(base.step).return_annotation),
+        "refuses_integers": "torch.LongTensor" in inspect.getsource(base.step),
         "_counts": _counter(base),
         "__doc__": f"{base.__name__} of diffusers with a fused step.",
         "__module__": base.__module__,  # what diffusers writes into model_index.json: it loads without fastdiff

@@ -106,6 +106,10 @@ class Fused(Planned):
         blend: the noise of the step -> what its kernel blends in, solver_step_'s mask, known and known_noise.
         predicted: what the model predicted of each pixel's variance.
         """
+        if self.refuses_integers and isinstance(timestep, int | torch.IntTensor | torch.LongTensor):
+            raise ValueError(
+                f"timestep is the integer {timestep}: pass one of scheduler.timesteps, not its index in them"
+            )
         self._place(timestep)
         read = None if handover.goes_on(self, timestep) else self._options(arguments)
         if read is None:

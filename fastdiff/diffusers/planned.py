@@ -40,6 +40,8 @@ class Planned:
     """Those of diffusers' step."""
     annotation: ClassVar[str]
     """Of its result."""
+    refuses_integers: ClassVar[bool] = False
+    """Whether diffusers' step takes an integer for an index that somebody took for a timestep."""
     _counts: ClassVar[str | None] = None
     """The attribute that counts diffusers' steps; None where each step finds its place by its timestep."""
     images: ClassVar[tuple[str, ...]] = ("variance_noise", "pred_original_sample")
