@@ -42,8 +42,23 @@ def test_a_small_norm_alone_is_pytorch_s() -> None:
     assert calls(lambda: norm(x)) == 0
     assert calls(lambda: norm(x, activation="silu")) == 1
     assert calls(lambda: norm(x, torch.zeros(2, 16))) == 1
-    assert calls(lambda: norm(x.transpose(2, 3))) == 1  # PyTorch would copy it first
+    assert calls(lambda: norm(x.contiguous(memory_format=torch.channels_last))) == 1
     assert calls(lambda: norm(torch.randn(LARGE))) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 2])
+def test_convolutions_after_attention_get_the_layout_that_they_had(batch: int) -> None:
+    """A single image comes out of attention with strides that PyTorch's norm does not take for channels-last."""
+    x = torch.randn(batch, 16, 48, 48)
+    attended = torch.randn(batch, 48 * 48, 16).transpose(1, 2).reshape(x.shape) + x
+    for given in (x.transpose(2, 3), attended, x.contiguous(memory_format=torch.channels_last)):
+        block = resnet.ResnetBlock2D(in_channels=16, temb_channels=None, groups=4).eval()
+        seen: list[bool] = []
+        block.conv1.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].is_contiguous()))
+        block(given, None)
+        accelerate(block)(given, None)
+        assert seen[0] == seen[1]
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from diffusers.models import resnet
 from torch import Tensor, nn
 
-from fastdiff.patching.norms import FusedGroupNorm, activation_of, leaves, runs_class, untouched
+from fastdiff.patching.norms import FusedGroupNorm, activation_of, arranged, leaves, runs_class, untouched
 
 Conditioning = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -24,6 +24,7 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
 
     def forward(self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         """input_tensor: [B, C, H, W]; temb: [B, time channels] or None. Returns [B, out channels, H, W]."""
+        input_tensor = arranged(input_tensor)
         activation = None if leaves(input_tensor) else _fused_activation(self)
         if activation is None or args or kwargs or not self._takes(temb):
             output: Tensor = super().forward(input_tensor, temb, *args, **kwargs)  # type: ignore[arg-type]
@@ -74,6 +75,7 @@ class TemporalResnetBlock(resnet.TemporalResnetBlock):
 
     def forward(self, input_tensor: Tensor, temb: Tensor | None) -> Tensor:
         """input_tensor: [B, C, F, H, W]; temb: [B, F, time channels] or None. Returns [B, out channels, F, H, W]."""
+        input_tensor = arranged(input_tensor)
         activation = None if leaves(input_tensor) else _fused_activation(self)
         if activation is None:
             output: Tensor = super().forward(input_tensor, temb)  # type: ignore[arg-type]
