@@ -21,6 +21,7 @@ import torch  # noqa: E402
 
 from diffusers_cases import NAMES, default, draw, ours, theirs  # noqa: E402
 from diffusers_loops import advance, build, generators, loop, network, start  # noqa: E402
+from fastdiff.diffusers import CLASSES  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 every = pytest.mark.parametrize("name", NAMES)
@@ -250,7 +251,7 @@ def test_what_falls_back_says_why(name: str) -> None:
     loop(scheduler, default(name), generator=generators(default(name)))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if ours(n).refuses_integers])
+@pytest.mark.parametrize("name", [n for n, cls in CLASSES.items() if cls.refuses_integers])
 @pytest.mark.parametrize("timestep", [0, torch.tensor(1)], ids=["int", "tensor"])
 def test_an_index_is_no_timestep(name: str, timestep: Any) -> None:
     for cls in (ours(name), theirs(name)):
