@@ -51,7 +51,7 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
         """Whether temb is what _conditioning knows: an embedding to project, or none where none is needed."""
         projects, way = getattr(self, "time_emb_proj", None) is not None, self.time_embedding_norm
         if temb is None or not projects:
-            return temb is None and not projects and way == "default"
+            return temb is None and not projects and way != "scale_shift"
         return temb.dim() == 2 and way in ("default", "scale_shift")
 
     def _conditioning(self, temb: Tensor | None, hidden: Tensor) -> Conditioning:
