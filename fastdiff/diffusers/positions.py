@@ -6,6 +6,7 @@ interrupted one and steps out of order are told apart, which a counter alone doe
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,10 +51,17 @@ def first_index(scheduler: Any, timestep: Any, place: int | None, times: list[fl
     return int(scheduler._step_index)
 
 
+@functools.cache
+def _names(method: Any) -> tuple[str, ...]:
+    """Of a method's parameters but self."""
+    return tuple(inspect.signature(method).parameters)[1:]
+
+
 def check_steps(base: Any, config: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """ValueError for a number of steps that diffusers takes without a word, and for which there is no schedule."""
-    names = list(inspect.signature(base.set_timesteps).parameters)[1:]
-    steps = (dict(zip(names, args)) | dict(kwargs)).get("num_inference_steps")
+    steps = kwargs.get("num_inference_steps")
+    if args and steps is None:
+        steps = dict(zip(_names(base.set_timesteps), args)).get("num_inference_steps")
     if isinstance(steps, bool) or not isinstance(steps, int):
         return  # custom timesteps, or for diffusers to refuse
     if steps < 1:
