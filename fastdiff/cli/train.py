@@ -35,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--config", type=Path, metavar="FILE", help="settings as JSON (default: those of TrainConfig)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--init", type=Path, metavar="FILE", help="begin with the weights of this checkpoint")
     parser.add_argument("--steps", type=int, help="optimizer steps, in place of the config's")
     parser.add_argument("--seed", type=int, help="seed, in place of the config's")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
@@ -70,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
             bar.set_postfix_str(f"loss {p.loss:.4f}", refresh=False)
             bar.update(p.step - bar.n)
 
-        trainer = train(config, args.data, args.out, resume=args.resume, device=args.device, on_step=show)
+        trainer = train(
+            config, args.data, args.out, resume=args.resume, init=args.init, device=args.device, on_step=show
+        )
     print(
         f"{trainer.step} steps, {trainer.step * config.batch} pictures seen: {args.out / 'model.safetensors'}"
     )

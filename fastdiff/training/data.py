@@ -16,12 +16,14 @@ from torch import Tensor
 
 from fastdiff.images import read_image
 
+UNLABELLED_FOLDER = "_unlabelled"
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """pictures: uint8 [N, 3, S, S]; classes: int64 [N], an index into `labels` (sorted folder names)."""
+    """pictures: uint8 [N, 3, S, S]; classes: int64 [N], an index into `labels` (sorted folder names), or len(labels),
+    the null class, for pictures of the folder _unlabelled."""
 
     pictures: Tensor
     classes: Tensor
@@ -32,7 +34,8 @@ class ImageFolder:
 
 
 def load_folder(root: Path, *, size: int) -> ImageFolder:
-    """Read ROOT/CLASS/*.png (jpg, webp, bmp), shorter side scaled to `size`, centre square kept.
+    """Read ROOT/CLASS/*.png (jpg, webp, bmp), shorter side scaled to `size`, centre square kept. A folder named
+    _unlabelled holds pictures that belong to no class.
 
     Raises ValueError or OSError naming the folder or file that is wrong and what is expected there.
     """
@@ -45,13 +48,15 @@ def load_folder(root: Path, *, size: int) -> ImageFolder:
         raise ValueError(f"{root} holds no class folders: put the pictures of each class into {root}/CLASS/")
     if {"train", "test"} <= {folder.name for folder in folders}:
         raise ValueError(f"{root} holds splits, not classes: train on {root / 'train'}")
+    folders.sort(key=lambda folder: folder.name == UNLABELLED_FOLDER)  # last: the index of the null class
     files = [(file, i) for i, folder in enumerate(folders) for file in _pictures_in(folder)]
     pictures = torch.empty((len(files), 3, size, size), dtype=torch.uint8)
     for row, (file, _) in enumerate(files):
         pictures[row] = read_square(file, size)
-    return ImageFolder(
-        pictures, torch.tensor([i for _, i in files]), tuple(folder.name for folder in folders)
-    )
+    labels = tuple(folder.name for folder in folders if folder.name != UNLABELLED_FOLDER)
+    if not labels:
+        raise ValueError(f"{root} holds only {UNLABELLED_FOLDER}: name at least one folder after a class")
+    return ImageFolder(pictures, torch.tensor([i for _, i in files]), labels)
 
 
 def _pictures_in(folder: Path) -> list[Path]:
@@ -95,7 +100,9 @@ class Batches:
         if unknown_labels:
             raise ValueError(f"class_weights name no class of the data: {', '.join(unknown_labels)}")
         self.folder, self.batch, self.crop, self.flip, self.seed = folder, batch, crop, flip, seed
-        repeats = torch.tensor([(weights or {}).get(label, 1) for label in folder.labels])
+        repeats = torch.tensor(
+            [(weights or {}).get(label, 1) for label in (*folder.labels, UNLABELLED_FOLDER)]
+        )
         self._shown = torch.arange(len(folder)).repeat_interleave(repeats[folder.classes]).numpy()
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 

@@ -1,6 +1,7 @@
 """Write the data set of the bundled model: `fastdiff train --make-data OUT`.
 
-OUT/train/CLASS/*.png and OUT/test/CLASS/*.png, 72x72 pixels (the trainer takes random 64x64 crops of them).
+OUT/train/CLASS/*.png and OUT/test/CLASS/*.png, 72x72 pixels (the trainer takes random 64x64 crops of them), and
+photographs without a class in OUT/train/_unlabelled.
 Photographs are split by place, patterns by seed.
 """
 
@@ -14,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fastdiff.training.data import UNLABELLED_FOLDER
 from fastdiff.training.patterns import PATTERNS
-from fastdiff.training.photos import PHOTOS, crop, open_photo
+from fastdiff.training.photos import PHOTOS, UNLABELLED, crop, open_photo
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,17 @@ def make_class(folder: Path, name: str, *, split: str, count: int, size: int, se
         picture.save(folder / f"{i:05d}.png", compress_level=1)
 
 
+def make_unlabelled(folder: Path, *, split: str, count: int, size: int, seed: int) -> None:
+    """Write `count` crops of the photographs without a class, in turn, into `folder`, which must be new."""
+    folder.mkdir(parents=True)
+    rng = _rng(UNLABELLED_FOLDER, split, seed)
+    sources = [open_photo(photo) for photo in UNLABELLED]
+    for i in range(count):
+        turn = i % len(sources)
+        picture = crop(sources[turn], UNLABELLED[turn], split=split, size=size, rng=rng)
+        picture.save(folder / f"{i:05d}.png", compress_level=1)
+
+
 def make_dataset(
     out: Path,
     *,
@@ -58,3 +71,5 @@ def make_dataset(
             log.info("%s/%s: %d pictures", split, name, count)
             make_class(out / split / name, name, split=split, count=count, size=size, seed=seed)
             on_class()
+        log.info("%s/%s: %d pictures", split, UNLABELLED_FOLDER, 2 * count)
+        make_unlabelled(out / split / UNLABELLED_FOLDER, split=split, count=2 * count, size=size, seed=seed)

@@ -7,7 +7,7 @@ outside, so no test pixel is ever trained on. Brick, grass and coins are grey in
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,15 @@ PHOTOS: dict[str, Photo] = {
         SKIMAGE, "data/ihc.png", (0, 0, 512, 372), (0, 372, 512, 512), (90, 220), (90, 140), texture=True
     ),
 }  # fmt: skip
+
+MOTORCYCLE = Photo(
+    SKIMAGE, "data/motorcycle_left.png", (0, 0, 560, 500), (560, 0, 741, 500), (72, 240), (72, 160)
+)
+# Photographs at every scale, without a class: what the model knows of pictures in general, for restoring others.
+# Astronaut, camera and rocket stay out of it, so that restoration can be judged on them.
+UNLABELLED: tuple[Photo, ...] = (
+    *(replace(PHOTOS[name], sides=(72, 220)) for name in ("cat", "coffee", "flower", "temple")), MOTORCYCLE
+)  # fmt: skip
 
 
 def _tone(grey: NDArray[np.uint8], tones: tuple[str, str, str]) -> NDArray[np.uint8]:

@@ -152,6 +152,17 @@ class Trainer:
         )  # fmt: skip
         checkpoint.save(out / MODEL, self.averaged(), overwrite=True)
 
+    def begin_with(self, file: Path) -> None:
+        """Take the weights of a checkpoint of the same network and labels. ValueError if it has others."""
+        found = checkpoint.load(file)
+        if found.config != self.model.config or found.labels != self.model.labels:
+            raise ValueError(
+                f"{file} is another network or knows other classes: it has {found.config} and "
+                f"{', '.join(found.labels)}; train from scratch, or with its configuration and class folders"
+            )
+        self.model.load_state_dict(found.state_dict())
+        self.average = Average(self.model, self.config.ema)
+
     def restore(self, out: Path) -> None:
         """Go back to the training state saved in a folder."""
         self.step, self.seconds = load_state(
@@ -166,13 +177,15 @@ def train(
     out: Path,
     *,
     resume: bool = False,
+    init: Path | None = None,
     device: str = "cpu",
     on_step: Callable[[Progress], object] | None = None,
 ) -> Trainer:
     """Train to `config.steps` steps; save every so often, at the end and when interrupted.
 
     data: a folder of class folders. out: gets state.safetensors, model.safetensors (averaged weights, float16), log.csv
-    and samples_*.png. resume: go on with the run in `out`, bit for bit as if it had not stopped.
+    and samples_*.png. resume: go on with the run in `out`, bit for bit as if it had not stopped. init: a checkpoint
+    whose weights a new run begins with.
     """
     state = out / STATE
     if state.exists() and not resume:
@@ -185,6 +198,8 @@ def train(
     trainer = Trainer(config, data, device=device)
     if resume:
         trainer.restore(out)
+    elif init is not None:
+        trainer.begin_with(init)
     out.mkdir(parents=True, exist_ok=True)
     with _open_log(out / LOG, trainer.step) as file, _deferred_interrupt() as interrupted:
         _loop(trainer, out, file, on_step or (lambda progress: None), interrupted)
