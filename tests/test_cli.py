@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiff import generate as generating
 from fastdiff import images, models
+from fastdiff.apps import source, work
 
 
 def pixels(path: str) -> np.ndarray:
@@ -196,7 +196,7 @@ def test_bad_input_is_one_line_and_nothing_lost(
     def no_work(*args: object, **kwargs: object) -> None:
         raise AssertionError("the work started before the input was checked")
 
-    monkeypatch.setattr(generating, "sample", no_work)
+    monkeypatch.setattr(work, "sample", no_work)
     argv, expected = BAD[case]
     code, out, err = fastdiff(*argv)
     assert code in (1, 2) and out == ""
@@ -243,12 +243,12 @@ def test_a_recipe_of_another_checkpoint_asks_for_it(
 
 
 @pytest.mark.parametrize(
-    "arguments", [None, [], {"steps": "x"}, {"exec": 1}, {"size": [8, 8, 8]}, {"labels": [1]}]
+    "arguments", [None, [], {"steps": "x"}, {"exec": 1}, {"size": [8, 8, 8]}, {"prompts": [1]}]
 )
 def test_forged_recipes_are_one_line(
     fastdiff: Callable[..., tuple[int, str, str]], tiny: Path, arguments: object
 ) -> None:
-    recipe = {"checkpoint": generating.fingerprint(models.load(tiny)), "arguments": arguments}
+    recipe = {"checkpoint": source.fingerprint(models.load(tiny).state_dict()), "arguments": arguments}
     images.write_png("forged.png", np.zeros((4, 4, 3), np.uint8), recipe=recipe)
     code, _, err = fastdiff("generate", "--recipe", "forged.png", "--out", "b.png")
     assert code == 1 and err.count("\n") == 1 and os.listdir() == ["forged.png"]
@@ -258,13 +258,13 @@ def test_interrupt_exits_130_with_nothing_half_written(tmp_path: Path, tiny: Pat
     script = (
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
-        "from fastdiff import generate\n"
+        "from fastdiff.apps import work\n"
         "from fastdiff.cli import main\n"
-        "watch = generate.Watch.__call__\n"
+        "watch = work.Watch.__call__\n"
         "def told(self, event):\n"
         "    print('sampling', flush=True)\n"
         "    watch(self, event)\n"
-        "generate.Watch.__call__ = told\n"
+        "work.Watch.__call__ = told\n"
         f"sys.exit(main(['generate', '--model', {str(tiny)!r}, '--size', '64', '--steps', '1000', '--out', 'x.png']))"
     )
     process = subprocess.Popen(

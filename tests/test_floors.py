@@ -45,7 +45,7 @@ FLOORS: dict[str, int] = {
         3,
     ),
     **dict.fromkeys(["nn", "images", "models", "training", "diffusers", "kdiffusion", "patching"], 4),
-    **dict.fromkeys(["generate"], 5),
+    **dict.fromkeys(["apps"], 5),
     **dict.fromkeys(["cli", "__main__"], 6),
 }
 SOURCES = sorted([*(ROOT / "fastdiff").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])

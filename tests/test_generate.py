@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdiff.generate import Cancelled, generate, prepare
+from fastdiff.apps.generate import Cancelled, generate, prepare
 from fastdiff.samplers import SAMPLERS
 from tiny_model import tiny_model
 
@@ -18,14 +18,14 @@ quick: dict[str, Any] = {"model": NET, "steps": 3}
 
 def test_order_labels_and_seeds() -> None:
     result = generate(["cat", "brick"], count=2, seed=5, size=(24, 16), **quick)
-    assert result.labels == ("cat", "cat", "brick", "brick") and result.seeds == (5, 6, 7, 8)
+    assert result.prompts == ("cat", "cat", "brick", "brick") and result.seeds == (5, 6, 7, 8)
     assert result.images.shape == (4, 3, 16, 24) and result.images.dtype == torch.float32
     assert result.images.abs().max() <= 1 and result.images.isfinite().all()
 
 
 def test_size_and_labels_default_to_the_models_own() -> None:
     result = generate(**quick)
-    assert result.labels == NET.labels and result.images.shape[-2:] == (16, 16)
+    assert result.prompts == NET.labels and result.images.shape[-2:] == (16, 16)
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "ddpm", "dpmpp_sde", "restart"])
@@ -81,7 +81,7 @@ def test_progress_counts_what_was_promised() -> None:
     counts: list[int] = []
     job = prepare("all", count=2, batch=4, model=NET, steps=3)
     job.run(progress=counts.append)
-    assert sum(counts) == job.total_calls == 6
+    assert sum(counts) == job.work.total_calls == 6
 
 
 def test_cancelling_stops_within_a_call() -> None:
@@ -117,9 +117,9 @@ def test_every_sampler_draws(sampler: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"labels": "dog"}, "unknown label 'dog'"),
-        ({"labels": []}, "no label"),
-        ({"labels": [1]}, "unknown label 1"),
+        ({"prompts": "dog"}, "unknown label 'dog'"),
+        ({"prompts": []}, "no label"),
+        ({"prompts": [1]}, "unknown label 1"),
         ({"size": 30}, "use 28 or 32"),
         ({"size": (16, 16, 16)}, "width, height"),
         ({"size": "16"}, "size"),

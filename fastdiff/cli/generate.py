@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from fastdiff.generate import Generated, Job
+    from fastdiff.apps.generate import Job
+    from fastdiff.apps.source import Source
+    from fastdiff.apps.work import Made
 
 DEFAULT_COUNT = 16  # pictures in all, if --count is not given
 
@@ -77,8 +79,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check everything, then sample, then write."""
     started = time.perf_counter()
+    from fastdiff.apps.generate import prepare
     from fastdiff.cli.output import Output
-    from fastdiff.generate import prepare
 
     job = prepare(**arguments(args))
     loading = time.perf_counter() - started
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
     )
     # disable=None: no bar where stderr is no terminal
-    with tqdm(total=job.total_calls, desc="sampling", unit="call", disable=args.quiet or None) as bar:
+    with tqdm(total=job.work.total_calls, desc="sampling", unit="call", disable=args.quiet or None) as bar:
         result = job.run(progress=bar.update, trajectory=args.show_steps)
     files = output.write(result)
     seconds = {**result.seconds, "loading": loading, "total": time.perf_counter() - started}
@@ -103,10 +105,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `fastdiff.generate.prepare`: those given, else the recipe's, else none (its defaults)."""
+    """The arguments of `fastdiff.apps.generate.prepare`: those given, else the recipe's, else none (its defaults)."""
+    from fastdiff.apps.source import source_of
     from fastdiff.cli.spec import parse_sampler
-    from fastdiff.generate import pick_device
-    from fastdiff.models import load
 
     given: dict[str, Any] = {
         name: getattr(args, name)
@@ -118,14 +119,17 @@ def arguments(args: argparse.Namespace) -> dict[str, Any]:
     if args.size is not None:
         given["size"] = parse_size(args.size)
     if args.label is not None:
-        given["labels"] = [name.strip() for name in args.label.split(",") if name.strip()]
-    model = load(args.model, device=pick_device(args.device))
-    merged = {**(from_recipe(args.recipe, model, own=args.model is not None) if args.recipe else {}), **given}
-    merged.setdefault("labels", ["all"])
+        given["prompts"] = [name.strip() for name in args.label.split(",") if name.strip()]
+    source = source_of(args.model, device=args.device)
+    merged = {
+        **(from_recipe(args.recipe, source, own=args.model is not None) if args.recipe else {}),
+        **given,
+    }
+    merged.setdefault("prompts", ["all"])
     if "count" not in merged:
-        classes = len(model.labels) if merged["labels"] == ["all"] else len(merged["labels"])
+        classes = len(source.labels) if merged["prompts"] == ["all"] else len(merged["prompts"])
         merged["count"] = -(-DEFAULT_COUNT // max(classes, 1))
-    return {**merged, "model": model}
+    return {**merged, "model": source}
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -136,38 +140,44 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def from_recipe(path: str, model: Any, *, own: bool) -> dict[str, Any]:
+def from_recipe(path: str, source: Source, *, own: bool) -> dict[str, Any]:
     """The arguments in a picture's recipe. Raises ValueError if another model made it, unless that was `own` choice."""
-    from fastdiff.generate import ARGUMENTS, fingerprint
+    from fastdiff.apps.generate import ARGUMENTS
     from fastdiff.images import read_recipe
 
     recipe = read_recipe(path)
     made_with, found = recipe.get("checkpoint"), recipe.get("arguments")
-    if not isinstance(found, dict) or not set(found) <= ARGUMENTS:
+    if isinstance(found, dict) and "labels" in found:  # as versions before 0.2 wrote them
+        found = {"prompts": found["labels"], **{name: found[name] for name in found if name != "labels"}}
+    if (
+        recipe.get("command", "generate") != "generate"
+        or not isinstance(found, dict)
+        or not set(found) <= ARGUMENTS
+    ):
         raise ValueError(f"{path}: its recipe is not one that this version of fastdiff knows")
-    if made_with != fingerprint(model) and not own:
+    if made_with != source.identity()["checkpoint"] and not own:
         raise ValueError(f"{path}: made with another checkpoint ({made_with}); name it with --model FILE")
     return found
 
 
-def as_data(job: Job, result: Generated, seconds: dict[str, float], files: list[Path]) -> dict[str, Any]:
+def as_data(job: Job, result: Made, seconds: dict[str, float], files: list[Path]) -> dict[str, Any]:
     """What --json prints."""
-    count = len(job.labels)
+    count = len(result.prompts)
     return {
         "files": [str(path) for path in files],
         "images": count,
         "model_calls_per_image": result.model_calls,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "seconds_per_image": round(seconds["sampling"] / count, 4),
-        "recipe": job.recipe(),
+        "recipe": result.recipe,
     }
 
 
-def summary(job: Job, result: Generated, seconds: dict[str, float], files: list[Path]) -> str:
+def summary(job: Job, result: Made, seconds: dict[str, float], files: list[Path]) -> str:
     """Two lines for a person."""
-    count, (width, height) = len(job.labels), job.arguments["size"]
-    classes = len(job.arguments["labels"])
-    kinds = job.labels[0] if classes == 1 else f"{classes} classes"
+    count, (width, height) = len(result.prompts), job.arguments["size"]
+    classes = len(job.arguments["prompts"])
+    kinds = result.prompts[0] if classes == 1 else f"{classes} classes"
     names = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     return (
         f"{count} picture{'s'[: count > 1]} of {kinds}, {width}x{height}, {job.arguments['sampler']}, "

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastdiff.apps.generate import Job
+from fastdiff.apps.work import Made
 from fastdiff.files import check_writable
-from fastdiff.generate import Generated, Job
 from fastdiff.images import Picture, columns_for, enlarged, film_strip, grid, to_pictures, write_png
 
 STRIP_ROWS, STRIP_COLUMNS = 4, 12
@@ -45,7 +46,7 @@ class Output:
         """Whether each picture gets a file of its own in the folder `target`."""
         return self.target.suffix.lower() != ".png"
 
-    def write(self, result: Generated) -> list[Path]:
+    def write(self, result: Made) -> list[Path]:
         """Write everything and return the files written."""
         pictures = to_pictures(result.images)
         if self.single_files:
@@ -63,7 +64,7 @@ class Output:
     def _names(self) -> tuple[Path, ...]:
         if not self.single_files:
             return (self.target,)
-        pairs = zip(self.job.labels, self.job.seeds)
+        pairs = zip(self.job.work.prompts, self.job.work.seeds)
         return tuple(self.target / f"{_plain(label)}-seed{seed}.png" for label, seed in pairs)
 
     def _strip_names(self) -> tuple[Path, ...]:
@@ -75,20 +76,22 @@ class Output:
             else self.target.with_stem(f"{self.target.stem}-steps"),
         )
 
-    def _sheet(self, result: Generated) -> Picture:
-        count, classes = self.job.arguments["count"], len(self.job.arguments["labels"])
+    def _sheet(self, result: Made) -> Picture:
+        count, classes = self.job.arguments["count"], len(self.job.arguments["prompts"])
         width, height = self.job.arguments["size"]
         captions = (
-            [label.replace("_", " ") for label in result.labels] if self.captions and classes > 1 else None
+            [(prompt or "").replace("_", " ") for prompt in result.prompts]
+            if self.captions and classes > 1
+            else None
         )
-        columns = columns_for(len(result.labels), group=count if classes > 1 else 1, aspect=width / height)
+        columns = columns_for(len(result.prompts), group=count if classes > 1 else 1, aspect=width / height)
         gap = max(4, self.zoom * width // 24)
         return grid(
             enlarged(to_pictures(result.images), self.zoom), columns=columns, gap=gap, captions=captions
         )
 
 
-def _strip(result: Generated) -> Picture:
+def _strip(result: Made) -> Picture:
     """Up to STRIP_ROWS pictures at up to STRIP_COLUMNS of their steps, evenly chosen, the first and last among them."""
     assert result.trajectory is not None
     steps, count = result.trajectory.shape[:2]
@@ -96,9 +99,9 @@ def _strip(result: Generated) -> Picture:
     return film_strip(result.trajectory[columns][:, rows], captions=[str(step) for step in columns])
 
 
-def _plain(label: str) -> str:
-    """A label as part of a file name."""
-    return re.sub(r"[^\w-]+", "_", label)
+def _plain(prompt: str | None) -> str:
+    """A prompt as part of a file name."""
+    return re.sub(r"[^\w-]+", "_", prompt or "any")[:60]
 
 
 def _evenly(length: int, most: int) -> list[int]:
