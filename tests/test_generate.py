@@ -81,7 +81,7 @@ def test_progress_counts_what_was_promised() -> None:
     counts: list[int] = []
     job = prepare("all", count=2, batch=4, model=NET, steps=3)
     job.run(progress=counts.append)
-    assert sum(counts) == job.work.total_calls == 6
+    assert sum(counts) == job.total_calls == 6
 
 
 def test_cancelling_stops_within_a_call() -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from typing import Any
 
 from fastdiff.apps.settings import MAX_COUNT, Settings, check_integer, size_of
 from fastdiff.apps.source import ALL, prompts_of, source_of
-from fastdiff.apps.work import Cancel, Made, Preview, Progress, Work
+from fastdiff.apps.work import Cancel, Job, Made, Preview, Progress, Work
 from fastdiff.events import Cancelled
 
 OWN = frozenset(("prompts", "size", "count", "tile"))
@@ -33,7 +33,7 @@ def generate(
 ) -> Made:
     """Make pictures; the arguments are those of `prepare`, which checks them before any work is done.
 
-    progress, cancel, preview, trajectory: as for `fastdiff.apps.work.Work.run`.
+    progress, cancel, preview, trajectory: as for `fastdiff.apps.work.Job.run`.
     """
     job = prepare(prompts, **arguments)
     return job.run(progress=progress, cancel=cancel, preview=preview, trajectory=trajectory)
@@ -80,29 +80,7 @@ def prepare(
         "prompts": list(names), "size": list(width_height), "count": count, "tile": tile,
         **how.as_dict(source, width_height),
     }  # fmt: skip
-    return Job(work, arguments, loading=time.perf_counter() - started)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What `prepare` checked: the work, and its arguments as JSON data."""
-
-    work: Work
-    arguments: dict[str, Any]
-    loading: float
-
-    def run(
-        self,
-        *,
-        progress: Progress | None = None,
-        cancel: Cancel | None = None,
-        preview: Preview | None = None,
-        trajectory: bool = False,
-    ) -> Made:
-        """Sample, a micro-batch at a time. See `fastdiff.apps.work.Work.run`."""
-        recipe = {"command": "generate", "arguments": dict(self.arguments)}
-        made = self.work.run(recipe, progress=progress, cancel=cancel, preview=preview, trajectory=trajectory)
-        return replace(made, seconds={"loading": self.loading, **made.seconds})
+    return Job(work, "generate", arguments, loading=time.perf_counter() - started)
 
 
 __all__ = ["Cancelled", "Job", "generate", "prepare"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -128,6 +129,44 @@ class Work:
         return source.decode(x)
 
 
+@dataclass(frozen=True)
+class Job:
+    """A checked piece of work, ready to run.
+
+    command, arguments: what goes into the recipe; arguments are JSON data. inputs: digests of the pictures it starts
+    from. finish: what is done to the pictures made, such as cropping. loading: seconds spent before.
+    """
+
+    work: Work
+    command: str
+    arguments: dict[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    finish: Callable[[Tensor], Tensor] = field(default=lambda images: images)
+    loading: float = 0.0
+
+    @property
+    def total_calls(self) -> int | None:
+        """How often progress will count, None if that shows only as it runs."""
+        return self.work.total_calls
+
+    def run(
+        self,
+        *,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+        preview: Preview | None = None,
+        trajectory: bool = False,
+    ) -> Made:
+        """Sample, a micro-batch at a time; the arguments are those of `Work.run`."""
+        recipe: dict[str, Any] = {"command": self.command, "arguments": dict(self.arguments)}
+        if self.inputs:
+            recipe["inputs"] = dict(self.inputs)
+        made = self.work.run(recipe, progress=progress, cancel=cancel, preview=preview, trajectory=trajectory)
+        return replace(
+            made, images=self.finish(made.images), seconds={"loading": self.loading, **made.seconds}
+        )
+
+
 class Watch:
     """The callback of one micro-batch: counts, asks whether to stop, shows and keeps pictures."""
 
@@ -160,6 +199,12 @@ class Watch:
             self.preview(self.source.glimpse(event.denoised))
         if self.progress is not None:
             self.progress(1)
+
+
+def digest(picture: Tensor) -> str:
+    """The first 16 hexadecimal digits of SHA-256 over a picture's values as float32 and its shape."""
+    values = picture.detach().to("cpu", torch.float32).contiguous()
+    return hashlib.sha256(repr(tuple(values.shape)).encode() + values.numpy().tobytes()).hexdigest()[:16]
 
 
 def circumstances(source: Source) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from fastdiff.cli.options import add_sampling, settings_of
+
 if TYPE_CHECKING:
-    from fastdiff.apps.generate import Job
     from fastdiff.apps.source import Source
-    from fastdiff.apps.work import Made
+    from fastdiff.apps.work import Job, Made
 
 DEFAULT_COUNT = 16  # pictures in all, if --count is not given
 
@@ -38,28 +39,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         metavar="N",
         help=f"pictures of each class (default: about {DEFAULT_COUNT} in all)",
     )
-    what("--seed", type=int, metavar="N", help="picture i is made from seed N + i alone (default 0)")
     what("--tile", action="store_true", default=None, help="pictures that repeat seamlessly")
     what("--recipe", metavar="FILE.png", help="take what is not given here from a picture made before")
-    how = parser.add_argument_group("how").add_argument
-    how("--steps", type=int, metavar="N", help="sampling steps (default 20)")
-    how(
-        "--sampler",
-        metavar="NAME[:key=value,...]",
-        help="such as dpmpp_2m or ddim:eta=0.5 (default dpmpp_2m)",
-    )
-    how("--spacing", metavar="NAME", help="how the steps lie on the schedule, such as trailing or karras")
-    how(
-        "--guidance",
-        type=float,
-        metavar="X",
-        help="how strongly to follow the class; 1 is not at all (default 2)",
-    )
-    how("--model", metavar="FILE", help="a checkpoint made by fastdiff train (default: the bundled one)")
-    how(
-        "--batch", type=int, metavar="N", help="pictures made at once, which bounds memory (default: by size)"
-    )
-    how("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
+    add_sampling(parser)
     out = parser.add_argument_group("output").add_argument
     out(
         "--out",
@@ -93,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
     )
     # disable=None: no bar where stderr is no terminal
-    with tqdm(total=job.work.total_calls, desc="sampling", unit="call", disable=args.quiet or None) as bar:
+    with tqdm(total=job.total_calls, desc="sampling", unit="call", disable=args.quiet or None) as bar:
         result = job.run(progress=bar.update, trajectory=args.show_steps)
     files = output.write(result)
     seconds = {**result.seconds, "loading": loading, "total": time.perf_counter() - started}
@@ -107,15 +89,9 @@ def run(args: argparse.Namespace) -> int:
 def arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `fastdiff.apps.generate.prepare`: those given, else the recipe's, else none (its defaults)."""
     from fastdiff.apps.source import source_of
-    from fastdiff.cli.spec import parse_sampler
 
-    given: dict[str, Any] = {
-        name: getattr(args, name)
-        for name in ("count", "seed", "tile", "steps", "spacing", "guidance", "batch")
-        if getattr(args, name) is not None
-    }
-    if args.sampler is not None:
-        given["sampler"], given["options"] = parse_sampler(args.sampler)
+    given = settings_of(args)
+    given |= {name: getattr(args, name) for name in ("count", "tile") if getattr(args, name) is not None}
     if args.size is not None:
         given["size"] = parse_size(args.size)
     if args.label is not None:

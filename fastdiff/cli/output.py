@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastdiff.apps.generate import Job
-from fastdiff.apps.work import Made
+from fastdiff.apps.work import Job, Made
 from fastdiff.files import check_writable
 from fastdiff.images import Picture, columns_for, enlarged, film_strip, grid, to_pictures, write_png
 
