@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ except ModuleNotFoundError as error:
 from fastdiff.files import write_atomic
 
 Picture = npt.NDArray[np.uint8]
+Readable = str | os.PathLike[str] | BinaryIO
+"""A file's path, or an open binary file, such as io.BytesIO of what was received."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = (
@@ -142,7 +144,7 @@ def _caption(draw: ImageDraw.ImageDraw, text: str, *, centre: int, top: int, hei
 
 
 def read_image(
-    path: str | os.PathLike[str],
+    path: Readable,
     *,
     max_pixels: int = MAX_PIXELS,
     background: tuple[int, int, int] = WHITE,
@@ -169,7 +171,7 @@ def read_image(
         return to_tensor(_rgb(upright, background))
 
 
-def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_recipe(path: Readable) -> dict[str, Any]:
     """The recipe that `write_png` stored in a PNG. Raises ValueError if the file carries none."""
     with _opened(path, max_pixels=MAX_PIXELS, formats=("PNG",)) as image:
         text = image.info.get(RECIPE_KEY)
@@ -185,11 +187,10 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _opened(
-    path: str | os.PathLike[str], *, max_pixels: int, formats: Sequence[str] = FORMATS
-) -> Iterator[Image.Image]:
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+def _opened(path: Readable, *, max_pixels: int, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+    with open(path, "rb") if isinstance(path, (str, os.PathLike)) else contextlib.nullcontext(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         if size > MAX_BYTES:
             raise ValueError(
                 f"{path}: {size / 2**20:.0f} MiB is more than the {MAX_BYTES // 2**20} MiB that are read"
@@ -232,13 +233,19 @@ def write_png(
     overwrite: bool = False,
 ) -> None:
     """Write uint8 [H, W, 3] as a PNG that appears whole or not at all; `recipe` goes into its metadata as JSON."""
+    data = png_bytes(picture, recipe=recipe)
+    write_atomic(path, lambda file: file.write(data), overwrite=overwrite)
+
+
+def png_bytes(picture: Picture, *, recipe: dict[str, Any] | None = None) -> bytes:
+    """What `write_png` writes."""
     info = PngImagePlugin.PngInfo()
     if recipe is not None:
         info.add_text("Software", "fastdiff")
         info.add_text(RECIPE_KEY, json.dumps(recipe, sort_keys=True, allow_nan=False))
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", pnginfo=info)
-    write_atomic(path, lambda file: file.write(buffer.getbuffer()), overwrite=overwrite)
+    return buffer.getvalue()
 
 
 def _first_line(error: BaseException) -> str:
