@@ -79,7 +79,7 @@ setup(
     packages=packages(),
     package_dir={"fastdiff.kernels": "kernels", "fastdiff.csrc": "csrc"},
     package_data={
-        "fastdiff": ["py.typed", "**/*.safetensors", "**/*.json", "**/*.html"],
+        "fastdiff": ["py.typed", "**/*.safetensors", "**/*.json", "web/static/*"],
         "": ["*.h", "*.cpp", "*.cu", "*.cuh"],
     },
     # a name for the wheel to be platform-specific; BuildNative ignores its (empty) sources
