@@ -1,7 +1,7 @@
 """Checkpoints: safetensors files that carry, beside the weights, all that sampling needs to know.
 
 The header's metadata holds one JSON object under "fastdiff": the UNet's configuration, class labels, prediction type,
-schedule, and a note of how it was trained. Nothing in a file is executed.
+schedule, a note of how it was trained, and the kind of noise where it is not Gaussian. Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from fastdiff import schedules
+from fastdiff import continuous, corruptions, schedules
+from fastdiff.corruptions import Corruption
 from fastdiff.files import write_atomic
 from fastdiff.models.config import UNetConfig
+from fastdiff.models.layers import layout
 from fastdiff.models.unet import UNet
 
 KEY, FORMAT = "fastdiff", 1
 FIELDS = frozenset({"format", "config", "labels", "prediction", "schedule", "training"})
-PREDICTIONS = ("epsilon", "sample", "v", "flow")
-SCHEDULES = ("linear_betas", "scaled_linear_betas", "cosine_betas", "sigmoid_betas", "flow")
+PREDICTIONS = ("epsilon", "sample", "v", "flow", "edm")
+NOISES = ("gaussian", "uniform")
+SIGMAS = ("karras", "edm", "exponential")
+SCHEDULES: dict[str, Callable[..., schedules.Schedule]] = {
+    **continuous.SCHEDULES,
+    **{
+        name: schedules.SCHEDULES[name]
+        for name in ("linear_betas", "scaled_linear_betas", "cosine_betas", "sigmoid_betas", "flow", *SIGMAS)
+    },
+}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_BYTES, MAX_T = 1 << 31, 100_000
 
@@ -38,9 +48,14 @@ class CheckpointError(ValueError):
 class TrainedUNet(UNet):
     """A UNet that knows what it was trained on.
 
-    labels: names of classes 0, 1, ...; prediction: "epsilon" | "sample" | "v" | "flow"; schedule: the levels it knows;
-    schedule_options: the schedule as data; training: a note, free of form, of how it was trained.
+    labels: names of classes 0, 1, ...; prediction: "epsilon" | "sample" | "v" | "flow" | "edm"; noise: "gaussian" |
+    "uniform"; schedule: the levels it knows; schedule_options: the schedule as data; training: a note, free of form, of
+    how it was trained.
+    corruption: what it undoes in place of noise, or None; such a model (fastdiff.cold) has no schedule, and a buffer
+    `colours` [num_classes + 1, C + 1, C], the mean colours its pictures begin with.
     """
+
+    colours: Tensor
 
     def __init__(
         self,
@@ -50,15 +65,36 @@ class TrainedUNet(UNet):
         prediction: str,
         schedule_options: Mapping[str, Any],
         training: Mapping[str, Any] | None = None,
+        noise: str = "gaussian",
     ) -> None:
         if len(labels) != config.num_classes or len(set(labels)) != len(labels):
             raise ValueError(f"labels must be {config.num_classes} different names, got {', '.join(labels)}")
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+        for name, value, known in (("prediction", prediction, PREDICTIONS), ("noise", noise, NOISES)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         super().__init__(config)
-        self.labels, self.prediction = labels, prediction
-        self.schedule_options, self.schedule = dict(schedule_options), make_schedule(schedule_options)
+        self.labels, self.prediction, self.noise = labels, prediction, noise
+        self.schedule_options = dict(schedule_options)
         self.training_note = dict(training or {})
+        self.corruption: Corruption | None = None
+        self._schedule: schedules.Schedule | None = None
+        if schedule_options.get("name") in corruptions.MATRICES:
+            self.corruption = Corruption.of(schedule_options)
+            channels = config.image_channels
+            self.register_buffer("colours", torch.zeros(config.num_classes + 1, channels + 1, channels))
+        else:
+            self._schedule = make_schedule(schedule_options)
+            check_fit(self.schedule_options, prediction)
+
+    @property
+    def schedule(self) -> schedules.Schedule:
+        """The noise levels it knows. ValueError for a cold-diffusion model, which knows none."""
+        if self._schedule is None:
+            raise ValueError(
+                f"this is a cold-diffusion model ({self.schedule_options['name']}), which undoes no noise: "
+                "sample it in Python with fastdiff.cold"
+            )
+        return self._schedule
 
 
 def make_schedule(options: Mapping[str, Any]) -> schedules.Schedule:
@@ -70,10 +106,18 @@ def make_schedule(options: Mapping[str, Any]) -> schedules.Schedule:
     if not isinstance(rest.get("T", 1), (int, float)) or not 0 < rest.get("T", 1) <= MAX_T:
         raise ValueError(f"schedule T must be a number up to {MAX_T}, got {rest['T']!r}")
     try:
-        schedule: schedules.Schedule = getattr(schedules, name)(**rest)
+        return SCHEDULES[name](**rest)
     except TypeError as error:
         raise ValueError(f"schedule {name} does not take these options: {error}") from None
-    return schedule
+
+
+def check_fit(options: Mapping[str, Any], prediction: str) -> None:
+    """ValueError for a schedule of sigmas without the preconditioning that scales the network's input."""
+    if options.get("name") in SIGMAS and prediction != "edm":
+        raise ValueError(
+            f"schedule {options['name']} has sigmas up to its largest, which a network sees scaled only by "
+            f"prediction 'edm', got {prediction!r}: use that, or another schedule"
+        )
 
 
 def save(
@@ -92,6 +136,8 @@ def save(
         "schedule": model.schedule_options,
         "training": model.training_note,
     }
+    if model.noise != "gaussian":
+        about["noise"] = model.noise
     tensors = {
         name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()
     }
@@ -125,7 +171,7 @@ def load(path: str | os.PathLike[str] | None = None, *, device: str | torch.devi
         raise CheckpointError(f"{file} is no usable checkpoint: {error}") from None
     model.load_state_dict({name: value.to(device) for name, value in tensors.items()}, assign=True)
     # Channels last: convolutions are about a tenth faster in it, and their outputs follow their weights.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(**layout(model.config.dims))
     return model.eval().requires_grad_(False)
 
 
@@ -136,7 +182,7 @@ def _model_of(metadata: Mapping[str, str]) -> TrainedUNet:
             f"its header has no {KEY!r} entry: only files that `fastdiff train` wrote can be loaded"
         )
     about = json.loads(metadata[KEY])
-    if not isinstance(about, dict) or set(about) != FIELDS:
+    if not isinstance(about, dict) or set(about) - {"noise"} != FIELDS:
         raise ValueError(f"its description must be an object with exactly {', '.join(sorted(FIELDS))}")
     if about["format"] != FORMAT:
         raise ValueError(f"its format is {about['format']!r}, this version reads {FORMAT}: update fastdiff")
@@ -153,6 +199,7 @@ def _model_of(metadata: Mapping[str, str]) -> TrainedUNet:
             prediction=about["prediction"],
             schedule_options=about["schedule"],
             training=about["training"],
+            noise=about.get("noise", "gaussian"),
         )
 
 

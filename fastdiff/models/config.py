@@ -19,6 +19,9 @@ class UNetConfig:
     groups: groups of every group norm; divides every width.
     image_channels, image_size: channels of a picture, and the side it was trained at (any multiple of `multiple` runs).
     patch: side of the space-to-depth patches that make the stem's input.
+    context_dim: length of the vector, such as a text's embedding, that the network takes beside a label; 0 for none.
+    dims: 2 for pictures; 1 for sounds, image_size being the number of samples; 3 for clips of `frames` square frames.
+    frames: frames of a clip as trained. rate: samples or frames a second, with which sounds and clips are written.
 
     ValueError names the field that is wrong, what it was and what it may be.
     """
@@ -32,11 +35,17 @@ class UNetConfig:
     image_channels: int = 3
     image_size: int = 64
     patch: int = 2
+    context_dim: int = 0
+    dims: int = 2
+    frames: int = 8
+    rate: int = 8
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("num_classes", 1, 100_000), ("embed_dim", 1, 8192), ("time_dim", 2, 8192), ("groups", 1, 1024),
-            ("image_channels", 1, 64), ("image_size", 1, 65536), ("patch", 1, 16),
+            ("image_channels", 1, 64), ("image_size", 1, 65536), ("patch", 1, 64),
+            ("context_dim", 0, 65536),
+            ("dims", 1, 3), ("frames", 1, 4096), ("rate", 1, 384_000),
         ):  # fmt: skip
             _check_int(name, getattr(self, name), low, high)
         for name, high in (("channels", 4096), ("blocks", 64)):
@@ -56,6 +65,9 @@ class UNetConfig:
                 f"UNetConfig.image_size must be a multiple of {self.multiple}, got {self.image_size}"
             )
 
+        if self.dims == 3 and self.frames % self.multiple:
+            raise ValueError(f"UNetConfig.frames must be a multiple of {self.multiple}, got {self.frames}")
+
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> UNetConfig:
         """From parsed JSON. ValueError for unknown fields, a missing num_classes, and whatever the class refuses."""
@@ -68,8 +80,14 @@ class UNetConfig:
         return UNetConfig(**plain)
 
     @property
+    def sides(self) -> tuple[int, ...]:
+        """Those as trained, in a tensor's order: (length,), (height, width) or (frames, height, width)."""
+        side = self.image_size
+        return {1: (side,), 2: (side, side), 3: (self.frames, side, side)}[self.dims]
+
+    @property
     def multiple(self) -> int:
-        """Heights and widths must be multiples of this."""
+        """Every side must be a multiple of this."""
         return int(self.patch * 2 ** (len(self.channels) - 1))
 
 
