@@ -27,13 +27,15 @@ FLOORS: dict[str, int] = {
         0,
     ),
     "ops": 1,
-    **dict.fromkeys(["levels", "spacings", "schedules", "predictions", "plan", "samplers"], 2),
+    **dict.fromkeys(["levels", "spacings", "schedules", "predictions", "plan", "samplers", "continuous"], 2),
     **dict.fromkeys(
         [
             "guidance",
             "lazy_guidance",
             "inpainting",
             "noise",
+            "uniform_noise",
+            "corruptions",
             "thresholding",
             "calling",
             "events",
@@ -44,7 +46,7 @@ FLOORS: dict[str, int] = {
         ],
         3,
     ),
-    **dict.fromkeys(["nn", "images", "models", "training", "diffusers", "kdiffusion", "patching"], 4),
+    **dict.fromkeys(["nn", "images", "models", "training", "cold", "diffusers", "kdiffusion", "patching"], 4),
     **dict.fromkeys(["apps"], 5),
     **dict.fromkeys(["cli", "__main__"], 6),
 }
