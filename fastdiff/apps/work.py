@@ -54,8 +54,8 @@ class Work:
     """Images to make by walking a plan: one prompt and one seed an image, `batch` images at once.
 
     size: (width, height) of the pictures. scale, negative: guidance. extra: further arguments of `fastdiff.sample` for
-    the images of a slice, such as x, strength or inpaint; without x, pictures begin as noise. model: called in place of
-    the source, with the same conditioning.
+    the images of a slice, such as x, strength, inpaint, conditioning or unconditional (that of guidance); without x,
+    pictures begin as noise. model: called in place of the source, with the same conditioning.
     """
 
     source: Source
@@ -112,15 +112,18 @@ class Work:
 
     def _sampled(self, images: slice, watch: Watch) -> Tensor:
         source, prompts = self.source, self.prompts[images]
-        guidance = None
+        arguments: dict[str, Any] = {
+            "x": source.shape(len(prompts), *self.size),
+            "conditioning": source.conditioning(prompts),
+            **self.extra(images),
+        }
+        unconditional = arguments.pop("unconditional", None)
         if self.scale != 1.0:
-            guidance = Guidance(self.scale, source.conditioning([self.negative] * len(prompts)))
-        arguments = {"x": source.shape(len(prompts), *self.size), **self.extra(images)}
+            unconditional = unconditional or source.conditioning([self.negative] * len(prompts))
+            arguments["guidance"] = Guidance(self.scale, unconditional)
         x = sample(
             self.model or source,
             sampler=self.plan,
-            conditioning=source.conditioning(prompts),
-            guidance=guidance,
             seed=self.seeds[images],
             device=source.device,
             callback=watch,
