@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from fastdiff import models
 from fastdiff.apps import pipelines
 from fastdiff.choices import unknown
+from fastdiff.models.checkpoint import fingerprint
 from fastdiff.schedules import Schedule
 
 ALL = "all"
@@ -219,12 +219,3 @@ def pick_device(device: str | None = None) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: torch sees no CUDA device here; leave it out, or use cpu")
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """The first 16 hexadecimal digits of SHA-256 over a model's weights, names included."""
-    digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

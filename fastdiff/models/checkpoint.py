@@ -7,6 +7,7 @@ schedule, a note of how it was trained, and the kind of noise where it is not Ga
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -164,7 +165,7 @@ def load(path: str | os.PathLike[str] | None = None, *, device: str | torch.devi
         with safe_open(file, "pt") as opened:
             model = _model_of(opened.metadata() or {})
             _check_header(model, {name: opened.get_slice(name) for name in opened.keys()})  # noqa: SIM118
-            tensors = {name: _finite(name, opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+            tensors = {name: finite(name, opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{file} is truncated or no safetensors file ({error}): get it again") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -173,6 +174,15 @@ def load(path: str | os.PathLike[str] | None = None, *, device: str | torch.devi
     # Channels last: convolutions are about a tenth faster in it, and their outputs follow their weights.
     model.to(**layout(model.config.dims))
     return model.eval().requires_grad_(False)
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """The first 16 hexadecimal digits of SHA-256 over a model's weights, names included."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _model_of(metadata: Mapping[str, str]) -> TrainedUNet:
@@ -221,7 +231,8 @@ def _some(names: list[str]) -> str:
     )
 
 
-def _finite(name: str, value: Tensor) -> Tensor:
+def finite(name: str, value: Tensor) -> Tensor:
+    """A tensor of a file as float32. ValueError for other dtypes than floats, NaN and infinity."""
     if value.dtype not in DTYPES:
         raise ValueError(f"{name} is {value.dtype}, weights must be float16, bfloat16 or float32")
     if not value.isfinite().all():
