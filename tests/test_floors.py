@@ -48,7 +48,7 @@ FLOORS: dict[str, int] = {
     ),
     **dict.fromkeys(["nn", "images", "models", "training", "cold", "diffusers", "kdiffusion", "patching"], 4),
     **dict.fromkeys(["apps"], 5),
-    **dict.fromkeys(["cli", "__main__"], 6),
+    **dict.fromkeys(["cli", "web", "__main__"], 6),
 }
 SOURCES = sorted([*(ROOT / "fastdiff").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 

@@ -1,0 +1,66 @@
+"""From the recipe in a PNG back to the form that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastdiff.apps.source import Source
+from fastdiff.web.fields import short
+from fastdiff.web.operations import OPERATIONS, Operation
+
+
+def restored(recipe: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """{"operation", "fields", "notes"}: JSON data for the page. Every value is checked as if it had been typed.
+
+    notes: in one line each, what could not be taken over, such as another checkpoint. Raises ValueError for a recipe
+    that belongs to no operation of the page.
+    """
+    arguments = recipe.get("arguments")
+    operation = _operation(recipe.get("command", "generate"), arguments)
+    if operation is None or not operation.offered or not isinstance(arguments, Mapping):
+        raise ValueError(f"its recipe is of {short(recipe.get('command'))}, which this page does not offer")
+    given = _as_form(arguments)
+    fields, notes = {}, []
+    for field in operation.fields(source):
+        if field.name not in given:
+            continue
+        try:
+            fields[field.name] = field.read(given[field.name])
+        except ValueError as error:
+            notes.append(str(error))
+    made_with = recipe.get("checkpoint")
+    if made_with != source.identity().get("checkpoint"):
+        notes.append(f"made with another checkpoint ({short(made_with)}): the picture will be another one")
+    return {
+        "operation": operation.name, "fields": fields, "notes": notes, "inputs": _inputs(recipe.get("inputs")),
+    }  # fmt: skip
+
+
+def _operation(command: object, arguments: object) -> Operation | None:
+    """The operation whose recipes have this command."""
+    return OPERATIONS.get(command) if isinstance(command, str) else None
+
+
+def _as_form(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's arguments under the names of the form's fields."""
+    given = dict(arguments)
+    if "labels" in given:  # as versions before 0.2 wrote them
+        given.setdefault("prompts", given.pop("labels"))
+    size = given.pop("size", None)
+    if isinstance(size, list) and len(size) == 2:
+        given["width"], given["height"] = size
+    options = given.get("options")
+    if isinstance(options, Mapping):
+        given["options"] = ",".join(f"{name}={value}" for name, value in options.items())
+    several = given.get("prompts")
+    if isinstance(several, list) and len(several) == 1:
+        given.setdefault("prompt", several[0])
+    return given
+
+
+def _inputs(inputs: object) -> dict[str, str]:
+    """The digests of the pictures it started from."""
+    if not isinstance(inputs, Mapping):
+        return {}
+    return {str(name)[:40]: str(digest)[:64] for name, digest in list(inputs.items())[:4]}
