@@ -160,7 +160,12 @@ BAD = {
     "batch 0": (["generate", "--batch", "0"], "batch must be"),
     "unknown spacing": (["generate", "--spacing", "karas"], "karras"),
     "missing model": (["generate", "--model", "none.safetensors"], "none.safetensors"),
-    "model is a folder": (["generate", "--model", "."], "safetensors"),
+    "compare and between": (["generate", "--compare", "--to-seed", "1"], "not both"),
+    "compare one sampler": (["generate", "--compare", "--sampler", "ddim"], "takes the place of"),
+    "frames of nothing": (["generate", "--frames", "3"], "belongs with"),
+    "steps of words": (["generate", "--compare", "--compare-steps", "many"], "whole numbers"),
+    "counted frames": (["generate", "--to-seed", "1", "--label", "cat", "--count", "2"], "--frames"),
+    "model is a folder": (["generate", "--model", "."], "model_index.json"),
     "corrupt model": (["generate", "--model", "corrupt.safetensors"], "corrupt.safetensors"),
     "truncated model": (["generate", "--model", "truncated.safetensors"], "truncated"),
     "missing recipe": (["generate", "--recipe", "none.png"], "none.png"),
@@ -240,6 +245,44 @@ def test_a_recipe_of_another_checkpoint_asks_for_it(
     assert code == 1 and "--model" in err
     assert fastdiff("generate", "--recipe", "a.png", "--model", "other.safetensors", "--out", "b.png")[0] == 0
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
+
+
+def test_a_contact_sheet_of_samplers(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    asked = ("generate", "--label", "cat", "--compare", "ddim,heun", "--compare-steps", "1,2,3")
+    assert fastdiff(*asked, "--out", "sheet.png")[0] == 0
+    recipe = images.read_recipe("sheet.png")
+    assert recipe["command"] == "compare" and recipe["arguments"]["steps"] == [1, 2, 3]
+    assert fastdiff(*asked, "--out", "single")[0] == 0
+    assert sorted(os.listdir("single"))[0] == "ddim-1-cat-seed0.png" and len(os.listdir("single")) == 6
+    assert fastdiff("generate", "--recipe", "single/heun-2-cat-seed0.png", "--out", "one.png")[0] == 0
+    assert images.read_image("one.png").equal(images.read_image("single/heun-2-cat-seed0.png"))
+
+
+def test_frames_between_labels_and_seeds(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    asked = ("generate", "--label", "cat", "--to-label", "brick", "--to-seed", "3", "--steps", "2")
+    assert fastdiff(*asked, "--frames", "4", "--out", "frames")[0] == 0
+    assert sorted(os.listdir("frames")) == [f"frame-{i:04d}.png" for i in range(4)]
+    assert fastdiff(*asked, "--size", "32", "--out", "row.png")[0] == 0
+
+
+def test_a_large_canvas_by_windows(fastdiff: Callable[..., tuple[int, str, str]]) -> None:
+    asked = (
+        "generate",
+        "--label",
+        "cat",
+        "--count",
+        "1",
+        "--steps",
+        "2",
+        "--size",
+        "64x32",
+        "--window",
+        "16",
+    )
+    assert fastdiff(*asked, "--out", "large.png")[0] == 0
+    assert images.read_image("large.png").shape == (3, 32, 64)
+    assert fastdiff("generate", "--recipe", "large.png", "--out", "again.png")[0] == 0
+    assert images.read_image("large.png").equal(images.read_image("again.png"))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def ramp(window: int, overlap: int) -> Tensor:
     """float32 [window]: the weight of a window along a side, rising over `overlap` from its edges, never 0."""
     distance = torch.arange(window, dtype=torch.float32)
     distance = torch.minimum(distance, distance.flip(0)) + 0.5
-    return (distance / max(overlap, 1)).clamp(max=1.0)
+    return (distance / max(overlap, 0.5)).clamp(max=1.0)
 
 
 @dataclass(eq=False)

@@ -60,6 +60,7 @@ class Comparison:
             seeds=tuple(seed for one in made for seed in one.seeds),
             recipe=made[0].recipe | {"command": "compare", "arguments": self.arguments},
             seconds={"sampling": sum(one.seconds["sampling"] for one in made)},
+            alone=tuple(one.recipe_of(i) for one in made for i in range(len(one.prompts))),
             model_calls=max(one.model_calls for one in made),
         )
 

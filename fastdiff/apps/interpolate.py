@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from fastdiff.apps.settings import MAX_COUNT, Settings, check_integer, size_of
 from fastdiff.apps.source import Source, prompts_of, source_of
-from fastdiff.apps.work import Job, Work
+from fastdiff.apps.work import Job, Made, Work
 from fastdiff.noise import MAX_SEED, SeededNoise
 
 
@@ -67,36 +68,46 @@ def prepare(
         **how.as_dict(source, width_height),
     }  # fmt: skip
     del arguments["seed"]
-    return Job(work, "interpolate", arguments, loading=time.perf_counter() - started)
+    loading = time.perf_counter() - started
+    return Frames(work, "interpolate", arguments, loading=loading)
+
+
+class Frames(Job):
+    """A job whose pictures are frames: alone, each is told by its number."""
+
+    def run(self, **watched: Any) -> Made:
+        """See `fastdiff.apps.work.Job.run`."""
+        made = super().run(**watched)
+        return replace(made, alone=tuple({"frame": i} for i in range(len(made.prompts))))
 
 
 def between(stations: Tensor, place: float) -> Tensor:
     """The point at `place` on the way through the stations [K, ...], 0 to K - 1, along great circles."""
     first = min(int(place), len(stations) - 1)
     share = place - first
-    if not share:
+    if not share or len(stations) == 1:
         return stations[first]
     a, b = stations[first], stations[first + 1]
     cosine = float((a * b).sum() / (a.norm() * b.norm()))
     angle = math.acos(max(-1.0, min(1.0, cosine)))
-    if angle < 1e-4:  # the same noise twice
+    if angle < 1e-3:  # the same noise twice
         return torch.lerp(a, b, share)
     return (math.sin((1 - share) * angle) * a + math.sin(share * angle) * b) / math.sin(angle)
 
 
-def _conditioning(source: Source, names: Sequence[str], places: Sequence[float]) -> dict[str, Any]:
+def _conditioning(source: Source, names: Sequence[str | None], places: Sequence[float]) -> dict[str, Any]:
     ways = [_at(names, place) for place in places]
     return source.mixed([a for a, _, _ in ways], [b for _, b, _ in ways], [share for _, _, share in ways])
 
 
-def _at(names: Sequence[str], place: float) -> tuple[str, str, float]:
+def _at(names: Sequence[str | None], place: float) -> tuple[str | None, str | None, float]:
     """The prompts before and after a place, and how far it lies between them."""
     first = min(int(place), len(names) - 1)
     second = min(first + 1, len(names) - 1)
     return names[first], names[second], place - first if second > first else 0.0
 
 
-def _stations(names: Sequence[str], seeds: Sequence[int]) -> int:
+def _stations(names: Sequence[str | None], seeds: Sequence[int]) -> int:
     for seed in seeds:
         check_integer("seed", seed, 0, MAX_SEED)
     lengths = {len(names), len(seeds)} - {1}

@@ -33,6 +33,7 @@ class Made:
     recipe: JSON data, everything needed to make the same images again; `recipe_of` is that of a single one.
     seconds: wall time by part. model_calls: for each image (the most of any micro-batch).
     trajectory: float32 [calls + 1, N, 3, H, W], the noisy image at each model call and the result, if it was asked for.
+    alone: what differs in the recipe of each image alone, where that is more than its prompt and seed.
     """
 
     images: Tensor
@@ -42,9 +43,12 @@ class Made:
     seconds: Mapping[str, float]
     model_calls: int
     trajectory: Tensor | None = None
+    alone: tuple[Mapping[str, Any], ...] = ()
 
     def recipe_of(self, index: int) -> dict[str, Any]:
-        """The recipe that makes image `index` alone."""
+        """The recipe of image `index` alone."""
+        if self.alone:
+            return self.recipe | dict(self.alone[index])
         alone = {"prompts": [self.prompts[index]], "count": 1, "seed": self.seeds[index]}
         return self.recipe | {"arguments": self.recipe["arguments"] | alone}
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from fastdiff.cli.jobs import add_ways, job_of
 from fastdiff.cli.options import add_sampling, settings_of
 
 if TYPE_CHECKING:
     from fastdiff.apps.source import Source
-    from fastdiff.apps.work import Job, Made
+    from fastdiff.apps.work import Made
 
 DEFAULT_COUNT = 16  # pictures in all, if --count is not given
 
@@ -41,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     what("--tile", action="store_true", default=None, help="pictures that repeat seamlessly")
     what("--recipe", metavar="FILE.png", help="take what is not given here from a picture made before")
+    add_ways(parser)
     add_sampling(parser)
     out = parser.add_argument_group("output").add_argument
     out(
@@ -61,10 +63,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check everything, then sample, then write."""
     started = time.perf_counter()
-    from fastdiff.apps.generate import prepare
+    from fastdiff.apps.compare import Comparison
     from fastdiff.cli.output import Output
 
-    job = prepare(**arguments(args))
+    job = job_of(args, arguments(args))
+    if args.show_steps and isinstance(job, Comparison):
+        raise ValueError("--show-steps shows the steps of one sampler: leave it out with --compare")
     loading = time.perf_counter() - started
     output = Output(
         Path(args.out),
@@ -76,13 +80,16 @@ def run(args: argparse.Namespace) -> int:
     )
     # disable=None: no bar where stderr is no terminal
     with tqdm(total=job.total_calls, desc="sampling", unit="call", disable=args.quiet or None) as bar:
-        result = job.run(progress=bar.update, trajectory=args.show_steps)
+        if isinstance(job, Comparison):
+            result = job.run(progress=bar.update)
+        else:
+            result = job.run(progress=bar.update, trajectory=args.show_steps)
     files = output.write(result)
     seconds = {**result.seconds, "loading": loading, "total": time.perf_counter() - started}
     if args.json:
-        print(json.dumps(as_data(job, result, seconds, files), indent=2))
+        print(json.dumps(as_data(result, seconds, files), indent=2))
     elif not args.quiet:
-        print(summary(job, result, seconds, files))
+        print(summary(result, seconds, files))
     return 0
 
 
@@ -136,7 +143,7 @@ def from_recipe(path: str, source: Source, *, own: bool) -> dict[str, Any]:
     return found
 
 
-def as_data(job: Job, result: Made, seconds: dict[str, float], files: list[Path]) -> dict[str, Any]:
+def as_data(result: Made, seconds: dict[str, float], files: list[Path]) -> dict[str, Any]:
     """What --json prints."""
     count = len(result.prompts)
     return {
@@ -149,14 +156,16 @@ def as_data(job: Job, result: Made, seconds: dict[str, float], files: list[Path]
     }
 
 
-def summary(job: Job, result: Made, seconds: dict[str, float], files: list[Path]) -> str:
+def summary(result: Made, seconds: dict[str, float], files: list[Path]) -> str:
     """Two lines for a person."""
-    count, (width, height) = len(result.prompts), job.arguments["size"]
-    classes = len(job.arguments["prompts"])
-    kinds = result.prompts[0] if classes == 1 else f"{classes} classes"
+    count, (height, width) = len(result.prompts), result.images.shape[-2:]
+    kinds = sorted({str(prompt) for prompt in result.prompts})
+    about = kinds[0] if len(kinds) == 1 else f"{len(kinds)} classes"
+    how = result.recipe["arguments"]
+    sampler = f"{how['sampler']}, {how['steps']} steps" if "sampler" in how else "samplers compared"
     names = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     return (
-        f"{count} picture{'s'[: count > 1]} of {kinds}, {width}x{height}, {job.arguments['sampler']}, "
-        f"{job.arguments['steps']} steps ({result.model_calls} model calls): sampling {seconds['sampling']:.1f} s, "
+        f"{count} picture{'s'[: count > 1]} of {about}, {width}x{height}, {sampler} "
+        f"({result.model_calls} model calls): sampling {seconds['sampling']:.1f} s, "
         f"{seconds['sampling'] / count:.2f} s each; {seconds['total']:.1f} s in all\nwrote {names}"
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastdiff.apps.compare import Comparison
 from fastdiff.apps.work import Job, Made
+from fastdiff.cli.layout import Layout, layout_of
 from fastdiff.files import check_writable
-from fastdiff.images import Picture, columns_for, enlarged, film_strip, grid, to_pictures, write_png
+from fastdiff.images import Picture, enlarged, film_strip, grid, to_pictures, write_png
 
 STRIP_ROWS, STRIP_COLUMNS = 4, 12
 
@@ -22,11 +23,12 @@ class Output:
     """
 
     target: Path
-    job: Job
+    job: Job | Comparison
     strip: bool = False
     captions: bool = True
     zoom: int = 1
     overwrite: bool = False
+    layout: Layout = field(init=False)
     files: tuple[Path, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -36,6 +38,7 @@ class Output:
             raise ValueError(
                 f"--out {self.target}: pictures are written as PNG; name a .png file or a folder"
             )
+        object.__setattr__(self, "layout", layout_of(self.job))
         object.__setattr__(self, "files", self._names())
         for path in (*self.files, *self._strip_names()):
             check_writable(path, overwrite=self.overwrite)
@@ -63,8 +66,7 @@ class Output:
     def _names(self) -> tuple[Path, ...]:
         if not self.single_files:
             return (self.target,)
-        pairs = zip(self.job.work.prompts, self.job.work.seeds)
-        return tuple(self.target / f"{_plain(label)}-seed{seed}.png" for label, seed in pairs)
+        return tuple(self.target / f"{name}.png" for name in self.layout.names)
 
     def _strip_names(self) -> tuple[Path, ...]:
         if not self.strip:
@@ -76,17 +78,11 @@ class Output:
         )
 
     def _sheet(self, result: Made) -> Picture:
-        count, classes = self.job.arguments["count"], len(self.job.arguments["prompts"])
-        width, height = self.job.arguments["size"]
-        captions = (
-            [(prompt or "").replace("_", " ") for prompt in result.prompts]
-            if self.captions and classes > 1
-            else None
-        )
-        columns = columns_for(len(result.prompts), group=count if classes > 1 else 1, aspect=width / height)
-        gap = max(4, self.zoom * width // 24)
         return grid(
-            enlarged(to_pictures(result.images), self.zoom), columns=columns, gap=gap, captions=captions
+            enlarged(to_pictures(result.images), self.zoom),
+            columns=self.layout.columns,
+            gap=max(4, self.zoom * self.layout.size[0] // 24),
+            captions=self.layout.captions if self.captions else None,
         )
 
 
@@ -96,11 +92,6 @@ def _strip(result: Made) -> Picture:
     steps, count = result.trajectory.shape[:2]
     columns, rows = _evenly(steps, STRIP_COLUMNS), _evenly(count, STRIP_ROWS)
     return film_strip(result.trajectory[columns][:, rows], captions=[str(step) for step in columns])
-
-
-def _plain(prompt: str | None) -> str:
-    """A prompt as part of a file name."""
-    return re.sub(r"[^\w-]+", "_", prompt or "any")[:60]
 
 
 def _evenly(length: int, most: int) -> list[int]:
