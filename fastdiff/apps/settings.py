@@ -47,15 +47,22 @@ class Settings:
             check_integer("batch", self.batch, 1, MAX_COUNT)
         object.__setattr__(self, "options", dict(self.options or {}))
 
-    def plan(self, source: Source) -> Plan | AdaptivePlan:
-        """The plan of these settings on a source's schedule. Raises ValueError for what does not fit."""
+    def plan(self, source: Source, size: tuple[int, int] | None = None) -> Plan | AdaptivePlan:
+        """The plan of these settings on a source's schedule, for pictures of `size` (as trained if None).
+
+        Raises ValueError for what does not fit.
+        """
+        source.check([self.negative])
+        schedule = source.schedule if size is None else source.schedule_at(*size)
         return planned(
-            self.sampler, _schedule(source, self.spacing), steps=self.steps, prediction=source.prediction,
-            options=self.options,
+            self.sampler, _spaced(schedule, self.spacing), steps=self.steps, prediction=source.prediction,
+            clip=source.clip, options=self.options,
         )  # fmt: skip
 
     def scale(self, source: Source) -> float:
         """The scale of guidance."""
+        if self.guidance not in (None, 1.0) and not (source.labels or source.takes_text):
+            raise ValueError("this model takes no prompt, so nothing guides it: leave guidance out")
         return source.guidance if self.guidance is None else self.guidance
 
     def seeds(self, count: int) -> tuple[int, ...]:
@@ -107,10 +114,9 @@ def check_number(name: str, value: object, low: float, high: float) -> None:
         raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
 
 
-def _schedule(source: Source, spacing: str | None) -> schedules.Schedule:
+def _spaced(schedule: schedules.Schedule, spacing: str | None) -> schedules.Schedule:
     if spacing is None:
-        return source.schedule
-    process = source.schedule.process
-    if not isinstance(process, DiscreteTime):
+        return schedule
+    if not isinstance(schedule.process, DiscreteTime):
         raise ValueError("this model's schedule has no other spacing: leave it out")
-    return schedules.from_alphas_cumprod(process.alphas_cumprod, spacing=spacing)
+    return schedules.from_alphas_cumprod(schedule.process.alphas_cumprod, spacing=spacing)
