@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from fastdiff.training import TrainConfig
 
 EXAMPLE = """\
 examples:
   fastdiff train --make-data data                                write the bundled model's data set
   fastdiff train --config configs/bundled.json --data data/train --out run
   fastdiff train --config configs/bundled.json --data data/train --out run --resume
+  fastdiff train --init bundled --data my_pictures --out mine --steps 500
+  fastdiff train --config configs/examples/flow.json --data data/train --out run --processes 2
   fastdiff generate --model run/model.safetensors --label brick --out brick.png
+docs/training.md tells of every setting.
 """
+FINE_TUNING = {"lr": 1e-4, "warmup": 50}
+"""What differs from a run's defaults where it goes on with a network and no --config is given."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -32,12 +41,25 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--out", type=Path, metavar="DIR", help="folder for state, model, log and sample sheets"
     )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="settings as JSON (default: those of TrainConfig)"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings as JSON (default: those of TrainConfig, or of --init)",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--init", type=Path, metavar="FILE", help="begin with the weights of this checkpoint")
+    parser.add_argument(
+        "--init", metavar="FILE", help="begin with the weights of this checkpoint, or of 'bundled'"
+    )
     parser.add_argument("--steps", type=int, help="optimizer steps, in place of the config's")
+    parser.add_argument("--batch", type=int, help="pictures at once, in place of the config's")
     parser.add_argument("--seed", type=int, help="seed, in place of the config's")
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N",
+        help="processes on this machine that share each step (with accelerate; default 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write logs and sheets for TensorBoard too"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -53,31 +75,73 @@ def run(args: argparse.Namespace) -> int:
         return make_data(args.make_data, quiet=args.quiet)
     if args.data is None or args.out is None:
         raise ValueError("train needs --data DIR and --out DIR (or --make-data DIR)")
+    if args.processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {args.processes}")
     import torch
 
-    from fastdiff.training import Progress, TrainConfig, read_config, train
+    from fastdiff.training import Progress, train
+    from fastdiff.training.processes import launch
 
-    config = TrainConfig() if args.config is None else read_config(args.config)
-    changes = {name: getattr(args, name) for name in ("steps", "seed") if getattr(args, name) is not None}
-    config = dataclasses.replace(config, **changes)
+    init = checkpoint_of(args.init)
+    config = settings(args, init)
+    if args.processes > 1 and "WORLD_SIZE" not in os.environ:
+        return launch(args.processes, command_line(args))
     if args.threads is not None:
         if args.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
+    first = os.environ.get("RANK", "0") == "0"
     # disable=None: no bar where stderr is no terminal
-    with tqdm(total=config.steps, desc="train", unit="step", disable=args.quiet or None) as bar:
+    with tqdm(total=config.steps, desc="train", unit="step", disable=args.quiet or not first or None) as bar:
 
         def show(p: Progress) -> None:
             bar.set_postfix_str(f"loss {p.loss:.4f}", refresh=False)
             bar.update(p.step - bar.n)
 
         trainer = train(
-            config, args.data, args.out, resume=args.resume, init=args.init, device=args.device, on_step=show
-        )
-    print(
-        f"{trainer.step} steps, {trainer.step * config.batch} pictures seen: {args.out / 'model.safetensors'}"
-    )
+            config, args.data, args.out, resume=args.resume, init=init, device=args.device,
+            tensorboard=args.tensorboard, on_step=show,
+        )  # fmt: skip
+    if first:
+        seen = trainer.step * trainer.pictures
+        print(f"{trainer.step} steps, {seen} pictures seen: {args.out / 'model.safetensors'}")
     return 0
+
+
+def checkpoint_of(name: str | None) -> Path | None:
+    """The file that --init names."""
+    from fastdiff.models.checkpoint import BUNDLED
+
+    return None if name is None else BUNDLED if name == "bundled" else Path(name)
+
+
+def settings(args: argparse.Namespace, init: Path | None) -> TrainConfig:
+    """The configuration that the arguments ask for. Raises ValueError or OSError for a bad one."""
+    from fastdiff import models
+    from fastdiff.training import TrainConfig, read_config, settings_of
+
+    changes = {
+        name: getattr(args, name) for name in ("steps", "batch", "seed") if getattr(args, name) is not None
+    }
+    if args.config is not None:
+        config = read_config(args.config)
+    elif init is not None:
+        config = settings_of(models.load(init), **FINE_TUNING)
+    else:
+        config = TrainConfig()
+    if args.config is None and "steps" in changes:
+        changes["cooldown"] = max(0, changes["steps"] - config.warmup)
+    return dataclasses.replace(config, **changes)
+
+
+def command_line(args: argparse.Namespace) -> list[str]:
+    """The arguments with which each of several processes is started."""
+    given = [("--data", args.data), ("--out", args.out), ("--config", args.config), ("--init", args.init),
+             ("--steps", args.steps), ("--batch", args.batch), ("--seed", args.seed), ("--threads", args.threads),
+             ("--device", args.device)]  # fmt: skip
+    flags = [("--resume", args.resume), ("--tensorboard", args.tensorboard), ("--quiet", args.quiet)]
+    values = [part for name, value in given if value is not None for part in (name, str(value))]
+    return ["train", *values, *(name for name, on in flags if on)]
 
 
 def make_data(out: Path, *, quiet: bool) -> int:

@@ -6,11 +6,12 @@ other programs keep busy slows down its own share only, not, as a barrier in eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Loss = Callable[..., Tensor]
 
@@ -21,32 +22,44 @@ class Accumulator:
     loss: a mean over its samples. micro: samples in a part. workers: threads; 1 computes in the caller's thread.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, *, micro: int, workers: int) -> None:
-        self.loss, self.micro = loss, micro
-        self.parameters = list(model.parameters())
+    def __init__(self, parameters: Iterable[Tensor], loss: Loss, *, micro: int, workers: int) -> None:
+        self.loss, self.micro, self.workers = loss, micro, workers
+        self.parameters = list(parameters)
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
-    def __call__(self, *batch: Tensor) -> float:
-        """Set `.grad` of every parameter to the gradient of the mean loss over the batch; return that loss.
+    def __call__(self, *batch: Tensor, share: float = 1.0, names: tuple[str, ...] = ()) -> float:
+        """Add to `.grad` of every parameter `share` times the gradient of the mean loss over the batch; return `share`
+        times that loss.
 
-        batch: tensors with the same first dimension, which are cut into parts together.
+        batch: tensors with the same first dimension, which are cut into parts together. names: passed to loss.
         """
         count = len(batch[0])
         parts = list(zip(*(tensor.split(self.micro) for tensor in batch)))
+        shares = [share * (len(part[0]) / count) for part in parts]
+        if self.workers == 1:
+            return self._added(map(self._part, parts, shares, repeat(names)))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            results = [*self.pool.map(self._part, parts, [len(part[0]) / count for part in parts])]
+            return self._added(self.pool.map(self._part, parts, shares, repeat(names)))
         finally:
             torch.set_num_threads(threads)
-        total, gradients = results[0]
-        for value, more in results[1:]:
+
+    def _added(self, results: Iterable[tuple[float, list[Tensor]]]) -> float:
+        """Gradients are added as they come, in the order of the parts, so that few are held at a time."""
+        total = 0.0
+        for value, gradients in results:
             total += value
-            torch._foreach_add_(gradients, more)
-        for parameter, gradient in zip(self.parameters, gradients):
-            parameter.grad = gradient
+            so_far = [p.grad for p in self.parameters if p.grad is not None]
+            if so_far:
+                torch._foreach_add_(so_far, gradients)
+                continue
+            for parameter, gradient in zip(self.parameters, gradients):
+                parameter.grad = gradient
         return total
 
-    def _part(self, part: Sequence[Tensor], share: float) -> tuple[float, list[Tensor]]:
-        loss = self.loss(*part) * share
+    def _part(
+        self, part: Sequence[Tensor], share: float, names: tuple[str, ...]
+    ) -> tuple[float, list[Tensor]]:
+        loss = self.loss(*part, names=names) * share
         return loss.item(), list(torch.autograd.grad(loss, self.parameters))

@@ -1,54 +1,45 @@
-"""The training loop: `train(config, data, out)` writes state, model, log and sample sheets into `out`."""
+"""A training run in memory. `Trainer.advance` is one step; fastdiff.training.run is the loop around it.
+
+What a run is made of can be replaced: the examples (any `Examples` in place of a folder), the network (`build`; only
+parameters that require a gradient are trained, averaged and kept in the state, so that a frozen network with small
+trained parts will do), and what is drawn to be looked at (`sheet`). A subclass may override `write_model`.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import logging
+import copy
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdiff.errors import FastdiffError
-from fastdiff.files import check_folder
+from fastdiff import cold
 from fastdiff.models import checkpoint
-from fastdiff.models.checkpoint import TrainedUNet, make_schedule
+from fastdiff.models.checkpoint import TrainedUNet
 from fastdiff.models.config import UNetConfig
+from fastdiff.models.layers import layout
 from fastdiff.training.config import TrainConfig
-from fastdiff.training.data import Batches, load_folder
+from fastdiff.training.data import Batches, Examples, load_folder
 from fastdiff.training.gradient import Accumulator
-from fastdiff.training.objective import Objective
+from fastdiff.training.objective import make_objective
+from fastdiff.training.precision import DTYPES, LossScale
+from fastdiff.training.processes import Processes
+from fastdiff.training.progress import Diverged, Progress
 from fastdiff.training.sheet import write_sheet
-from fastdiff.training.state import Average, load_state, save_state
+from fastdiff.training.start import transfer
+from fastdiff.training.state import About, Average, load_state, save_state, trained
+from fastdiff.training.vectors import Encoder
 
-log = logging.getLogger(__name__)
+STATE, MODEL = "state.safetensors", "model.safetensors"
+COLOURED = 2048
+"""Examples whose mean colours are looked at, where a network needs to know them."""
 
-STATE, MODEL, LOG = "state.safetensors", "model.safetensors", "log.csv"
-FIELDS = ("step", "images", "loss", "grad_norm", "lr", "seconds")
-
-
-class Diverged(FastdiffError):
-    """The loss or its gradient is no longer finite."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the last step did: `step` of `steps` taken, loss, gradient norm, learning rate, seconds so far."""
-
-    step: int
-    steps: int
-    loss: float
-    grad_norm: float
-    lr: float
-    seconds: float
+Build = Callable[[TrainConfig, tuple[str, ...]], TrainedUNet]
+Sheet = Callable[[Path, TrainedUNet], object]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -60,183 +51,197 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 class Trainer:
-    """A run in memory: model, average, optimizer and the number of steps taken."""
+    """A run: model, average, optimizer and the number of steps taken.
 
-    def __init__(self, config: TrainConfig, data: Path, *, device: str = "cpu") -> None:
-        self.config, self.device = config, torch.device(device)
-        schedule = make_schedule(config.schedule)
-        self.objective = Objective.make(
-            schedule, prediction=config.prediction, gamma=config.min_snr_gamma, offset=config.snr_offset
-        )
-        folder = load_folder(data, size=round(config.image_size * config.margin))
-        self.batches = Batches(
-            folder,
-            batch=config.batch,
-            crop=config.image_size,
-            flip=config.flip,
-            seed=config.seed,
-            weights=config.class_weights,
-        )
-        self.model = _model(config, folder.labels)
-        _place(self.model, self.device)
-        self.average = Average(self.model, config.ema)
+    data: a folder of class folders, or `Examples`. processes: those that share the work; alone on `device` if None.
+    encoder: makes vectors of captions. build: makes the network, on the CPU, from the configuration and the labels.
+    sheet: called with a path and the averaged model, to draw samples.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Path | Examples,
+        *,
+        device: str = "cpu",
+        processes: Processes | None = None,
+        encoder: Encoder | None = None,
+        build: Build | None = None,
+        sheet: Sheet | None = None,
+    ) -> None:
+        self.config = config
+        self.processes = processes or Processes(torch.device(device))
+        self.device = self.processes.device
+        self.objective = make_objective(config)
+        self.examples = examples_of(config, data, encoder)
+        self.model = (build or network)(config, self.examples.labels)
+        if self.model.corruption is not None:
+            self._find_colours()
+        self.model.to(self.device, **layout(self.model.config.dims))
+        self.parameters = trained(self.model)
+        self.average = Average(self.parameters, config.ema)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.lr,
-            betas=(0.9, 0.99),
-            weight_decay=config.weight_decay,
+            self.parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay,
             fused=True,
-        )
+        )  # fmt: skip
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
-        self.gradient = Accumulator(self.model, self._loss, micro=config.micro, workers=workers)
+        self.gradient = Accumulator(self.parameters.values(), self._loss, micro=config.micro, workers=workers)
+        self.scale = LossScale.of(config.precision)
+        self.sheet = sheet or self._sheet
         self.step, self.seconds = 0, 0.0
 
+    @property
+    def pictures(self) -> int:
+        """What an optimizer step sees, in all processes together."""
+        return self.config.pictures_a_step * self.processes.count
+
     def advance(self) -> Progress:
-        """Take one optimizer step. Diverged, with the model untouched, if loss or gradient is not finite."""
+        """Take one optimizer step. Diverged, with the model untouched, if loss or gradient is not finite.
+
+        In float16 a step whose gradient overflowed is skipped, and the loss scaled less from then on.
+        """
         began = time.perf_counter()
-        loss = self.gradient(*self._draw())
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        seen = Progress(
-            self.step + 1,
-            self.config.steps,
-            loss,
-            norm.item(),
-            learning_rate(self.config, self.step),
-            0.0,
-        )
-        if not (math.isfinite(seen.loss) and math.isfinite(seen.grad_norm)):
-            raise Diverged(f"step {self.step}: loss {seen.loss}, gradient norm {seen.grad_norm}: lower lr")
+        loss, norm = self._backward()
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if not finite and (not self.scale.active or self.scale.exhausted):
+            self.optimizer.zero_grad()
+            raise Diverged(f"step {self.step}: loss {loss}, gradient norm {norm}: lower lr")
+        rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = seen.lr
-        self.optimizer.step()
+            group["lr"] = rate
+        if finite:
+            self.optimizer.step()
+            self.average.update(self.parameters, self.step)
         self.optimizer.zero_grad()
-        self.average.update(self.model, self.step)
+        self.scale.update(finite)
         self.step += 1
         self.seconds += time.perf_counter() - began
-        return Progress(seen.step, seen.steps, seen.loss, seen.grad_norm, seen.lr, self.seconds)
+        return Progress(
+            self.step, self.config.steps, self.step * self.pictures, loss, norm, rate, self.seconds
+        )
 
-    def _draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(clean images, noise, levels, labels) of this step, a function of seed and step alone."""
+    def _backward(self) -> tuple[float, float]:
+        """The loss and the norm of the gradient, which is set, averaged over the processes and clipped."""
+        x0, noise, marks, given = self._draw()
+        names, values = tuple(given), tuple(given.values())
+        loss = 0.0
+        for first in range(0, len(x0), self.config.batch):
+            rows = slice(first, first + self.config.batch)
+            placed = (self._placed(v[rows]) for v in (x0, noise))
+            batch = [*placed, marks[rows], *(value[rows].to(self.device) for value in values)]
+            share = len(batch[0]) / len(x0)
+            loss += self.gradient(*batch, share=share * self.scale.scale, names=names)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        told = torch.tensor([loss], device=self.device)
+        self.processes.mean_([*gradients, told])
+        if self.scale.scale != 1.0:
+            torch._foreach_div_(gradients, self.scale.scale)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
+        loss = loss if self.processes.count == 1 else told.item()
+        return loss / self.scale.scale, norm.item()
+
+    def _draw(self) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """(clean examples, noise, marks, conditioning) of this process's part of the step.
+
+        A function of seed and step alone; all processes draw the same and take their parts of it.
+        """
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        x0, label = self.batches(self.step)
-        rows = self.objective.draw(len(x0), generator)
-        eps = torch.randn(x0.shape, generator=generator)
+        x0, given = self.examples.draw(self.step, self.pictures)
+        marks = self.objective.draw(len(x0), generator)
+        noise = self.objective.noise(x0.shape, generator)
         dropped = torch.rand(len(x0), generator=generator) < self.config.label_dropout
-        x0, eps = (v.to(self.device, memory_format=torch.channels_last) for v in (x0, eps))
-        return x0, eps, rows, label.masked_fill(dropped, self.model.config.num_classes)
+        mine = self.processes.part(len(x0))
+        kept = {name: self._dropped(name, value, dropped)[mine] for name, value in given.items()}
+        return x0[mine], noise[mine], marks[mine], kept
 
-    def _loss(self, x0: Tensor, eps: Tensor, rows: Tensor, label: Tensor) -> Tensor:
-        x, target = self.objective.noised(x0, eps, rows)
-        low = self.config.precision == "bfloat16"
+    def _dropped(self, name: str, value: Tensor, dropped: Tensor) -> Tensor:
+        """Conditioning with some of it left out: the null class, or zeros."""
+        nothing = self.model.config.num_classes if name == "label" else 0
+        return value.masked_fill(dropped.view(-1, *[1] * (value.ndim - 1)), nothing)
+
+    def _placed(self, x: Tensor) -> Tensor:
+        return x.to(self.device, **layout(x.ndim - 2))
+
+    def _loss(
+        self, x0: Tensor, noise: Tensor, marks: Tensor, *given: Tensor, names: tuple[str, ...]
+    ) -> Tensor:
+        x, time, target = self.objective.corrupted(x0, noise, marks)
+        dtype = DTYPES[self.config.precision]
         # No cache of cast weights: each is used once a pass, and threads must not share its graph.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
-            output = self.model(x, self.objective.time[rows].to(self.device), label=label.to(self.device))
-        return self.objective.loss(output, target, rows)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=False):
+            output = self.model(x, time, **dict(zip(names, given)))
+        return self.objective.loss(output, target, marks)
 
     def averaged(self) -> TrainedUNet:
         """A copy of the model with the averaged weights, and a note of how it came about."""
-        config = self.config
-        model = _model(config, self.model.labels, {
-            "steps": self.step, "images": self.step * config.batch, "seconds": round(self.seconds),
-            "config": config.as_dict(), "torch": str(torch.__version__), "pictures": len(self.batches.folder),
-        })  # fmt: skip
-        model.load_state_dict(self.average.values)
-        _place(model, self.device)
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.average.values, strict=False)
+        model.training_note = {
+            "steps": self.step, "images": self.step * self.pictures, "seconds": round(self.seconds),
+            "config": self.config.as_dict(), "torch": str(torch.__version__), "pictures": len(self.examples),
+        }  # fmt: skip
         return model.eval().requires_grad_(False)
 
-    def save(self, out: Path) -> None:
-        """Write the training state and the averaged model into a folder."""
-        save_state(
-            out / STATE, model=self.model, average=self.average, optimizer=self.optimizer, step=self.step,
-            config=self.config, labels=self.model.labels, seconds=self.seconds,
-        )  # fmt: skip
-        checkpoint.save(out / MODEL, self.averaged(), overwrite=True)
+    def write_model(self, path: Path) -> None:
+        """Write the averaged model as a checkpoint."""
+        checkpoint.save(path, self.averaged(), overwrite=True)
 
-    def begin_with(self, file: Path) -> None:
-        """Take the weights of a checkpoint of the same network and labels. ValueError if it has others."""
-        found = checkpoint.load(file)
-        if found.config != self.model.config or found.labels != self.model.labels:
-            raise ValueError(
-                f"{file} is another network or knows other classes: it has {found.config} and "
-                f"{', '.join(found.labels)}; train from scratch, or with its configuration and class folders"
-            )
-        self.model.load_state_dict(found.state_dict())
-        self.average = Average(self.model, self.config.ema)
+    def save(self, out: Path) -> None:
+        """Write the averaged model and the training state into a folder."""
+        # The state last: it says how far the run has come, and a run killed in between makes the model anew.
+        self.write_model(out / MODEL)
+        save_state(out / STATE, self._about(), **self._kept())
 
     def restore(self, out: Path) -> None:
         """Go back to the training state saved in a folder."""
-        self.step, self.seconds = load_state(
-            out / STATE, model=self.model, average=self.average, optimizer=self.optimizer,
-            config=self.config, labels=self.model.labels,
-        )  # fmt: skip
+        about = load_state(out / STATE, self._about(), **self._kept())
+        self.step, self.seconds, self.scale = about.step, about.seconds, about.scale
+
+    def begin_with(self, file: Path | None) -> None:
+        """Take the weights of a checkpoint (None: the bundled one) of the same network. ValueError for another one.
+
+        Classes of the same names keep their embeddings; new ones begin as the null class.
+        """
+        transfer(checkpoint.load(file), self.model)
+        self.average = Average(self.parameters, self.config.ema)
+
+    def _about(self) -> About:
+        return About(self.step, self.pictures, self.seconds, self.config, self.examples.labels, self.scale)
+
+    def _kept(self) -> dict[str, Any]:
+        return {"parameters": self.parameters, "average": self.average, "optimizer": self.optimizer}
+
+    def _find_colours(self) -> None:
+        """Tell a network of cold diffusion the colours that its pictures begin with."""
+        each = min(COLOURED, max(len(self.examples), 1))
+        x0, given = self.examples.draw(0, each)
+        means = x0.flatten(2).mean(2)
+        self.model.colours.copy_(cold.fit_colours(means, given["label"], self.model.config.num_classes))
+
+    def _sheet(self, path: Path, model: TrainedUNet) -> None:
+        """Two samples of every class; or, where there are vectors, samples for those of the first examples."""
+        given = None
+        if model.config.context_dim:
+            count = 2 * model.config.num_classes
+            given = self.examples.draw(0, max(count, 4))[1]
+        write_sheet(path, model, conditioning=given)
 
 
-def train(
-    config: TrainConfig,
-    data: Path,
-    out: Path,
-    *,
-    resume: bool = False,
-    init: Path | None = None,
-    device: str = "cpu",
-    on_step: Callable[[Progress], object] | None = None,
-) -> Trainer:
-    """Train to `config.steps` steps; save every so often, at the end and when interrupted.
-
-    data: a folder of class folders. out: gets state.safetensors, model.safetensors (averaged weights, float16), log.csv
-    and samples_*.png. resume: go on with the run in `out`, bit for bit as if it had not stopped. init: a checkpoint
-    whose weights a new run begins with.
-    """
-    state = out / STATE
-    if state.exists() and not resume:
-        raise FileExistsError(
-            f"{state} exists: pass --resume to go on with that run, or choose another folder"
-        )
-    if resume and not state.exists():
-        raise FileNotFoundError(f"{state} does not exist: nothing to resume, start without --resume")
-    check_folder(out)
-    trainer = Trainer(config, data, device=device)
-    if resume:
-        trainer.restore(out)
-    elif init is not None:
-        trainer.begin_with(init)
-    out.mkdir(parents=True, exist_ok=True)
-    with _open_log(out / LOG, trainer.step) as file, _deferred_interrupt() as interrupted:
-        _loop(trainer, out, file, on_step or (lambda progress: None), interrupted)
-    return trainer
+def examples_of(config: TrainConfig, data: Path | Examples, encoder: Encoder | None = None) -> Examples:
+    """The examples of a folder of class folders; others as they are."""
+    if not isinstance(data, Path):
+        return data
+    width = config.model.get("context_dim", 0)
+    folder = load_folder(
+        data, size=round(config.image_size * config.margin), context_dim=width, encoder=encoder
+    )
+    return Batches(
+        folder, batch=config.batch, crop=config.image_size, flip=config.flip, seed=config.seed,
+        weights=config.class_weights,
+    )  # fmt: skip
 
 
-def _loop(
-    trainer: Trainer,
-    out: Path,
-    file: TextIO,
-    on_step: Callable[[Progress], object],
-    interrupted: threading.Event,
-) -> None:
-    config, writer = trainer.config, csv.writer(file)
-    while trainer.step < config.steps:
-        p = trainer.advance()
-        images = p.step * config.batch
-        writer.writerow(
-            (p.step, images, f"{p.loss:.6f}", f"{p.grad_norm:.4f}", f"{p.lr:.3e}", f"{p.seconds:.1f}")
-        )
-        on_step(p)
-        last = p.step == config.steps
-        if p.step % config.save_every == 0 or last or interrupted.is_set():
-            file.flush()
-            trainer.save(out)
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        if p.step % config.sheet_every == 0 or last:
-            write_sheet(out / f"samples_{p.step:06d}.png", trainer.averaged())
-
-
-def _place(model: torch.nn.Module, device: torch.device) -> None:
-    """Move to the device, channels last: the layout that convolutions are fastest in."""
-    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _model(config: TrainConfig, labels: tuple[str, ...], note: dict[str, Any] | None = None) -> TrainedUNet:
+def network(config: TrainConfig, labels: tuple[str, ...]) -> TrainedUNet:
     """A model at its first weights, which depend on config.seed; the caller's random state is left alone."""
     fixed = {"num_classes": len(labels), "image_size": config.image_size}
     with torch.random.fork_rng(devices=[]):
@@ -246,35 +251,5 @@ def _model(config: TrainConfig, labels: tuple[str, ...], note: dict[str, Any] | 
             labels=labels,
             prediction=config.prediction,
             schedule_options=config.schedule,
-            training=note,
+            noise=config.noise,
         )
-
-
-@contextlib.contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that it is acted on between steps; a second one interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # only the main thread receives signals
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handle(number: int, frame: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-        log.warning("interrupted: saving after this step; interrupt again to stop at once")
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _open_log(path: Path, step: int) -> Iterator[TextIO]:
-    """The CSV log, cut back to the steps that the state knows of."""
-    rows = path.read_text(encoding="utf-8").splitlines()[1 : step + 1] if path.exists() else []
-    path.write_text("\n".join([",".join(FIELDS), *rows]) + "\n", encoding="utf-8")
-    with path.open("a", encoding="utf-8", newline="") as file:
-        yield file
