@@ -1,5 +1,6 @@
 """The page: `fastdiff ui` serves it on this machine.
 
-fields, operations, recipes: forms as data. pictures, tasks, visits: what the server keeps in memory, and the one thread
-that works. guard, app, serve: the door, the routes, the socket. static/: the page, plain HTML, CSS and JavaScript.
+fields, operations, table, recipes: forms as data. pictures, tasks, visits, limits: what the server keeps in memory, and
+the one thread that works. guard, reading, app, serve: the door, the routes, the socket. static/: the page itself, plain
+HTML, CSS and JavaScript.
 """

@@ -24,7 +24,7 @@ from typing import Any
 import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -32,9 +32,11 @@ from fastdiff import __version__
 from fastdiff.errors import FastdiffError
 from fastdiff.web.fields import Field, short
 from fastdiff.web.guard import refuse
-from fastdiff.web.operations import MAX_SIDE, OPERATIONS, Inputs, Operation, offered
+from fastdiff.web.operations import MAX_SIDE, Inputs, Operation
 from fastdiff.web.pictures import SMALLEST, kept, mask_of, received, recipe_in
+from fastdiff.web.reading import query, read_body, read_json
 from fastdiff.web.recipes import restored
+from fastdiff.web.table import OPERATIONS, offered
 from fastdiff.web.tasks import Task
 from fastdiff.web.visits import Refused, Studio, Visit
 
@@ -84,8 +86,9 @@ class Routes:
         })  # fmt: skip
 
     async def open(self, request: Request) -> Response:
-        """A new visit."""
-        return data(self.studio.open().describe(), 201)
+        """A new visit; or the one named by `again`, after a reload, if it is still there."""
+        visit = self.studio.visits.get(request.query_params.get("again", ""))
+        return data((visit or self.studio.open()).describe(), 201)
 
     async def visit(self, request: Request) -> Response:
         """The jobs of a visit."""
@@ -166,11 +169,17 @@ class Routes:
         prepared = operation.job(
             self.studio.source, fields, Inputs(picture, mask), most=self.studio.limits.pixels
         )
+        taken = {name: given for name, given in inputs.items() if getattr(operation, name)}
+        before = taken.get("picture") if prepared.before is None else kept(prepared.before, name="before")
         return Task(
-            operation.name, dict(prepared.values), prepared.job, self.studio.teller(visit), steps=prepared.job.total_calls,
-            inputs={name: given for name, given in inputs.items() if getattr(operation, name)},
-            before=None if prepared.before is None else kept(prepared.before, name="before"),
-        )  # fmt: skip
+            operation.name,
+            dict(prepared.values),
+            prepared.job,
+            self.studio.teller(visit),
+            steps=prepared.job.total_calls,
+            inputs=taken,
+            before=before,
+        )
 
     async def _apart(self, work: Any) -> Any:
         """work() in a thread, one at a time; what the applications refuse is a Refused."""
@@ -193,51 +202,6 @@ async def stream(visit: Visit) -> AsyncIterator[str]:
                 yield "event: ended\ndata: {}\n\n"
                 return
             yield f"event: {event[0]}\ndata: {json.dumps(event[1])}\n\n"
-
-
-async def read_body(request: Request, most: int, seconds: float) -> bytes:
-    """The body. Refused with 413 as soon as it is too long, with 408 if it takes too long."""
-    declared = request.headers.get("content-length", "")
-    too_long = Refused(413, f"more than {most / 2**20:.3g} MiB is not taken: make it smaller first")
-    if declared.isdecimal() and int(declared[:20]) > most:
-        raise too_long
-    body = bytearray()
-    try:
-        with anyio.fail_after(seconds):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
-                    raise too_long
-    except TimeoutError:
-        raise Refused(408, f"it took longer than {seconds:g} seconds to arrive") from None
-    except ClientDisconnect:
-        raise Refused(400, "the connection ended before all had arrived") from None
-    return bytes(body)
-
-
-async def read_json(request: Request, most: int) -> dict[str, Any]:
-    """The body as a JSON object."""
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise Refused(415, "send JSON, as application/json")
-    body = await read_body(request, most, 10.0)
-    try:
-        asked = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"not valid JSON: {str(error)[:100]}") from None
-    if not isinstance(asked, dict):
-        raise Refused(400, f"a JSON object is needed, got a {type(asked).__name__}")
-    return asked
-
-
-def query(request: Request, field: Field) -> Any:
-    """A whole number of the address's query, checked."""
-    given = request.query_params.get(field.name)
-    if given is None:
-        return field.default
-    try:
-        return field.read(int(given) if given.isdecimal() and len(given) < 10 else given)
-    except ValueError as error:
-        raise Refused(400, str(error)) from None
 
 
 def operation_of(asked: dict[str, Any]) -> Operation:

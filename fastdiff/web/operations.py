@@ -1,7 +1,4 @@
-"""What the page can do, as a table: for each operation its form, what it starts from, and the application it calls.
-
-An operation whose application is not installed is not offered.
-"""
+"""What an operation of the page is, and the fields that several have in common."""
 
 from __future__ import annotations
 
@@ -143,40 +140,3 @@ def prompt(source: Source, *, name: str = "prompt", label: str = "Towards") -> F
     if not source.labels:
         return Field(name, label, "text", few=True)
     return Field(name, label, "choice", None, choices=source.labels, few=True)
-
-
-def generate_fields(source: Source) -> tuple[Field, ...]:
-    """The form of `generate`."""
-    (width, height), step = source.size, source.multiple
-    return (
-        prompts(source),
-        Field("width", "Width", "integer", width, step, MAX_SIDE, step, few=True),
-        Field("height", "Height", "integer", height, step, MAX_SIDE, step, few=True),
-        Field("tile", "Seamless tile", "flag", False, hint="The picture repeats without a seam."),
-        *sampling(source),
-    )
-
-
-def generate(prepare: Callable[..., Any], source: Source, values: dict[str, Any], inputs: Inputs) -> Prepared:
-    """`fastdiff.apps.generate`."""
-    size = (values.pop("width"), values.pop("height"))
-    asked = values.pop("prompts", None)
-    if asked is None:
-        raise ValueError("prompts is empty: say what to make")
-    names = [asked] if isinstance(asked, str) else asked
-    return Prepared(prepare(names, size=size, model=source, **values))
-
-
-OPERATIONS: dict[str, Operation] = {
-    operation.name: operation
-    for operation in (
-        Operation(
-            "generate", "Generate", "Generate", "New pictures from noise.", "generate", generate_fields, generate
-        ),
-    )
-}  # fmt: skip
-
-
-def offered() -> list[Operation]:
-    """The operations whose applications are there, in the order of the page."""
-    return [operation for operation in OPERATIONS.values() if operation.offered]

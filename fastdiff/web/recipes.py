@@ -7,7 +7,8 @@ from typing import Any
 
 from fastdiff.apps.source import Source
 from fastdiff.web.fields import short
-from fastdiff.web.operations import OPERATIONS, Operation
+from fastdiff.web.operations import Operation
+from fastdiff.web.table import OPERATIONS
 
 
 def restored(recipe: Mapping[str, Any], source: Source) -> dict[str, Any]:

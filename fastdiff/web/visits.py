@@ -53,6 +53,7 @@ class Visit:
     def picture(self, name: str) -> Kept:
         """A picture of this visit. Refused with 404 if there is none."""
         if name in self.uploads:
+            self.uploads[name] = self.uploads.pop(name)  # the one used last is forgotten last
             return self.uploads[name]
         for task in self.tasks.values():
             for picture in task.pictures():

@@ -1,0 +1,141 @@
+"""What the page can do, as a table: for each operation its form, what it starts from, and the application it calls."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from fastdiff.apps.source import Source
+from fastdiff.web.fields import Field
+from fastdiff.web.operations import MAX_SIDE, Inputs, Operation, Prepared, prompt, prompts, sampling
+
+
+def generate_fields(source: Source) -> tuple[Field, ...]:
+    """The form of `generate`."""
+    (width, height), step = source.size, source.multiple
+    return (
+        prompts(source),
+        Field("width", "Width", "integer", width, step, MAX_SIDE, step, few=True),
+        Field("height", "Height", "integer", height, step, MAX_SIDE, step, few=True),
+        Field("tile", "Seamless tile", "flag", False, hint="The picture repeats without a seam."),
+        *sampling(source),
+    )
+
+
+def generate(prepare: Callable[..., Any], source: Source, values: dict[str, Any], inputs: Inputs) -> Prepared:
+    """`fastdiff.apps.generate`."""
+    size = (values.pop("width"), values.pop("height"))
+    asked = values.pop("prompts", None)
+    if asked is None:
+        raise ValueError("prompts is empty: say what to make")
+    names = [asked] if isinstance(asked, str) else asked
+    return Prepared(prepare(names, size=size, model=source, **values))
+
+
+def edit_fields(source: Source) -> tuple[Field, ...]:
+    """The form of `edit`."""
+    return (
+        prompt(source),
+        strength("How much changes: 0 is the picture itself, 1 a new one."),
+        *sampling(source),
+    )
+
+
+def denoise_fields(source: Source) -> tuple[Field, ...]:
+    """The form of `denoise`."""
+    noise = Field("noise", "Noise", "number", None, 0, 128, 0.5, few=True,
+                  hint="Its standard deviation, of 0 to 255. Empty: estimated from the picture.")  # fmt: skip
+    return (noise, *sampling(source, count=0))
+
+
+def inpaint_fields(source: Source) -> tuple[Field, ...]:
+    """The form of `inpaint`."""
+    return (prompt(source), *soft(), *sampling(source))
+
+
+def outpaint_fields(source: Source) -> tuple[Field, ...]:
+    """The form of `outpaint`."""
+    sides = [
+        Field(side, side.capitalize(), "integer", 32, 0, 512, source.multiple, few=True)
+        for side in ("left", "top", "right", "bottom")
+    ]
+    return (*sides, prompt(source), *soft(), *sampling(source))
+
+
+def upscale_fields(source: Source) -> tuple[Field, ...]:
+    """The form of `upscale`."""
+    factor = Field("factor", "Times as large", "integer", 2, 2, 8, few=True)
+    return (factor, prompt(source), *sampling(source, count=0))
+
+
+def restyle_fields(source: Source) -> tuple[Field, ...]:
+    """The form of `restyle`."""
+    methods = ("structure", "inversion", "sdedit")
+    return (
+        prompt(source, label="In the style of"),
+        strength("How far it goes: 0 is the picture itself."),
+        Field("method", "Method", "choice", methods[0], choices=methods, few=True,
+              hint="structure keeps the large shapes, inversion the composition, sdedit only the rough colours."),
+        prompt(source, name="of", label="What the picture shows"),
+        *sampling(source, count=0),
+    )  # fmt: skip
+
+
+def strength(hint: str) -> Field:
+    """How far from the picture."""
+    return Field("strength", "Strength", "number", 0.5, 0, 1, 0.05, hint=hint, few=True, slider=True)
+
+
+def soft() -> tuple[Field, ...]:
+    """How what is repainted joins what is kept."""
+    return (
+        Field("feather", "Soft edge", "integer", None, 0, 64, hint="Pixels over which old and new blend."),
+        Field("resample", "Rounds", "integer", None, 1, 20, hint="More rounds fit the new part in better."),
+    )
+
+
+def from_picture(
+    prepare: Callable[..., Any], source: Source, values: dict[str, Any], inputs: Inputs
+) -> Prepared:
+    """An application that takes a picture."""
+    return Prepared(prepare(inputs.picture, model=source, **values))
+
+
+def inpaint(prepare: Callable[..., Any], source: Source, values: dict[str, Any], inputs: Inputs) -> Prepared:
+    """`fastdiff.apps.inpaint`."""
+    return Prepared(prepare(inputs.picture, inputs.mask, model=source, **values))
+
+
+def outpaint(prepare: Callable[..., Any], source: Source, values: dict[str, Any], inputs: Inputs) -> Prepared:
+    """`fastdiff.apps.inpaint`, of a picture that was made larger."""
+    sides = [values.pop(side) for side in ("left", "top", "right", "bottom")]
+    extended = importlib.import_module("fastdiff.apps.inpaint").extended
+    picture, mask = extended(inputs.picture, *sides)
+    return Prepared(prepare(picture, mask, model=source, **values), before=picture)
+
+
+OPERATIONS: dict[str, Operation] = {
+    operation.name: operation
+    for operation in (
+        Operation("generate", "Generate", "Generate", "New pictures from noise.", "generate",
+                  generate_fields, generate),
+        Operation("edit", "Edit", "Edit", "A picture of yours, towards something else.", "edit", edit_fields,
+                  from_picture, picture=True),
+        Operation("inpaint", "Inpaint", "Inpaint", "Paint over what is to be made anew.", "inpaint", inpaint_fields,
+                  inpaint, picture=True, mask=True),
+        Operation("outpaint", "Extend", "Extend", "More around a picture.", "inpaint", outpaint_fields, outpaint,
+                  picture=True),
+        Operation("restyle", "Restyle", "Restyle", "A photograph in another style, its structure kept.", "restyle",
+                  restyle_fields, from_picture, picture=True),
+        Operation("denoise", "Denoise", "Denoise", "A noisy photograph made clean.", "denoise", denoise_fields,
+                  from_picture, picture=True),
+        Operation("upscale", "Upscale", "Upscale", "A picture made larger, with detail that fits it.", "upscale",
+                  upscale_fields, from_picture, picture=True),
+    )
+}  # fmt: skip
+
+
+def offered() -> list[Operation]:
+    """The operations whose applications are installed, in the order of the page."""
+    return [operation for operation in OPERATIONS.values() if operation.offered]
