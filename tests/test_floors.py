@@ -46,7 +46,21 @@ FLOORS: dict[str, int] = {
         ],
         3,
     ),
-    **dict.fromkeys(["nn", "images", "models", "training", "cold", "diffusers", "kdiffusion", "patching"], 4),
+    **dict.fromkeys(
+        [
+            "nn",
+            "images",
+            "sounds",
+            "clips",
+            "models",
+            "training",
+            "cold",
+            "diffusers",
+            "kdiffusion",
+            "patching",
+        ],
+        4,
+    ),
     **dict.fromkeys(["apps"], 5),
     **dict.fromkeys(["cli", "web", "__main__"], 6),
 }

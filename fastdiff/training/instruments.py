@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastdiff.sounds import write_wav
+from fastdiff.sounds import as_wav
 
 Wave = npt.NDArray[Any]
 Instrument = Callable[[int, int, float, np.random.Generator], Wave]
@@ -51,7 +51,7 @@ def flute(length: int, rate: int, pitch: float, rng: np.random.Generator) -> Wav
 
 
 def pluck(length: int, rate: int, pitch: float, rng: np.random.Generator) -> Wave:
-    """A plucked string: all harmonics but those with a node where it is plucked; the higher, the sooner they die away."""
+    """A plucked string: harmonics without those that rest where it is plucked; the higher, the sooner they die away."""
     t = np.arange(length) / rate
     wave = np.zeros(length)
     place = rng.uniform(0.15, 0.35)  # where the string is plucked
@@ -90,10 +90,12 @@ def write_notes(
     if out.exists():
         raise FileExistsError(f"{out} exists: choose a new folder, or delete it first")
     for index, name in enumerate(INSTRUMENTS):
+        (out / name).mkdir(parents=True)
         rng = np.random.default_rng([seed, index])
         for i in range(count):
             wave, _ = note(name, length=length, rate=rate, rng=rng)
-            write_wav(out / name / f"{i:05d}.wav", torch.from_numpy(wave).float()[None], rate=rate)
+            data = as_wav(torch.from_numpy(wave).float()[None], rate=rate)
+            (out / name / f"{i:05d}.wav").write_bytes(data)
         on_class()
 
 

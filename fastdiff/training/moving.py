@@ -1,6 +1,7 @@
 """Clips of shapes that move, which make a data set: falling, leftward, rightward, rising.
 
-A disc, a square or a diamond in one colour crosses a ground of another; what leaves at one edge comes back at the other.
+A disc, a square or a diamond in one colour crosses a ground of another; what leaves at one edge comes back at the
+other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastdiff.clips import write_gif
+from fastdiff.clips import as_gif
 
 Frames = npt.NDArray[Any]
 
@@ -28,7 +29,7 @@ def clip(name: str, *, frames: int, side: int, rng: np.random.Generator) -> Fram
     """float64 [frames, side, side, 3] in [-1, 1] of one motion; edges are smoothed over a pixel."""
     velocity = np.array(MOTIONS[name]) * rng.choice(SPEEDS) * side / 32
     start, radius = rng.uniform(0, side, 2), rng.uniform(0.15, 0.24) * side
-    kind = rng.integers(0, 3)
+    kind = int(rng.integers(0, 3))
     ground, ink = _colours(rng)
     made = np.empty((frames, side, side, 3))
     for i in range(frames):
@@ -48,10 +49,11 @@ def write_clips(
     if out.exists():
         raise FileExistsError(f"{out} exists: choose a new folder, or delete it first")
     for index, name in enumerate(MOTIONS):
+        (out / name).mkdir(parents=True)
         rng = np.random.default_rng([seed, index])
         for i in range(count):
             made = torch.from_numpy(clip(name, frames=frames, side=side, rng=rng)).float()
-            write_gif(out / name / f"{i:05d}.gif", made.permute(3, 0, 1, 2), rate=rate)
+            (out / name / f"{i:05d}.gif").write_bytes(as_gif(made.permute(3, 0, 1, 2), rate=rate))
         on_class()
 
 

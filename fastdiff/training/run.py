@@ -34,6 +34,7 @@ def train(
     encoder: Encoder | None = None,
     build: Build | None = None,
     sheet: Sheet | None = None,
+    trainer: Callable[..., Trainer] = Trainer,
     on_step: Callable[[Progress], object] | None = None,
 ) -> Trainer:
     """Train to `config.steps` steps; save every so often, at the end and when interrupted.
@@ -54,19 +55,19 @@ def train(
     check_folder(out)
     processes = join(device)
     try:
-        trainer = Trainer(config, data, processes=processes, encoder=encoder, build=build, sheet=sheet)
+        run = trainer(config, data, processes=processes, encoder=encoder, build=build, sheet=sheet)
         if resume:
-            trainer.restore(out)
+            run.restore(out)
         elif init is not None:
-            trainer.begin_with(init)
+            run.begin_with(init)
         if not processes.writes:
-            _loop(trainer, out, None, on_step)
-            return trainer
+            _loop(run, out, None, on_step)
+            return run
         out.mkdir(parents=True, exist_ok=True)
         _sweep(out)
-        with Logs(out, trainer.step, tensorboard=tensorboard) as logs:
-            _loop(trainer, out, logs, on_step)
-        return trainer
+        with Logs(out, run.step, tensorboard=tensorboard) as logs:
+            _loop(run, out, logs, on_step)
+        return run
     finally:
         processes.leave()
 

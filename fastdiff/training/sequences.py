@@ -1,7 +1,7 @@
 """Sounds and clips in class folders: the `Examples` of networks of one and three dimensions.
 
-ROOT/CLASS/*.wav become pieces of equal length, at one sampling rate; ROOT/CLASS/*.gif become runs of equally many square
-frames. As with pictures, every random choice is a function of (seed, step).
+ROOT/CLASS/*.wav become pieces of equal length, at one sampling rate; ROOT/CLASS/*.gif become runs of equally many
+square frames. As with pictures, every random choice is a function of (seed, step).
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.clips import read_gif
+from fastdiff.models.config import UNetConfig
 from fastdiff.sounds import read_wav, resampled
+from fastdiff.training.config import TrainConfig
 
 LIMIT = 2**32
 """Bytes of examples held in memory."""
@@ -63,6 +65,27 @@ class Sequences:
     def _row(self, draw: int) -> int:
         epoch, place = divmod(draw, len(self))
         return int(np.random.default_rng([self.seed, epoch]).permutation(len(self))[place])
+
+
+def sequences_of(config: TrainConfig, root: Path) -> Sequences:
+    """The sounds or clips of a folder, as the configuration of a network of one or three dimensions wants them."""
+    shape = UNetConfig.from_dict({**config.model, "num_classes": 1, "image_size": config.image_size})
+    if config.class_weights or shape.context_dim:
+        raise ValueError(
+            "config class_weights and context_dim are for pictures: leave them out for sounds and clips"
+        )
+    if shape.dims == 1:
+        return load_sounds(
+            root, length=config.image_size, rate=shape.rate, channels=shape.image_channels, margin=config.margin,
+            flip=config.flip, seed=config.seed,
+        )  # fmt: skip
+    if shape.image_channels != 3:
+        raise ValueError(
+            f"clips have 3 channels of colour: image_channels must be 3, got {shape.image_channels}"
+        )
+    return load_clips(
+        root, frames=shape.frames, size=config.image_size, margin=config.margin, seed=config.seed
+    )
 
 
 def load_sounds(

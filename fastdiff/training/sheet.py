@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from fastdiff import cold
+from fastdiff.clips import strip
 from fastdiff.guidance import Guidance
 from fastdiff.images import grid, to_pictures, write_png
 from fastdiff.models.checkpoint import TrainedUNet
 from fastdiff.noise import GeneratorNoise, NoiseSource, generator_of
 from fastdiff.sampling import sample
+from fastdiff.sounds import spectrograms
 from fastdiff.uniform_noise import UniformNoise
 
 
@@ -78,12 +80,20 @@ def write_sheet(
     steps: int = 16,
     conditioning: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """A PNG with `each` samples of every class, or one for each row of `conditioning`; overwrites."""
+    """A PNG with `each` samples of every class, or one for each row of `conditioning`; overwrites.
+
+    Sounds are shown as spectrograms, clips as rows of frames.
+    """
     device = model.label.weight.device
     if conditioning is None:
         conditioning = {"label": torch.arange(model.config.num_classes).repeat_interleave(each)}
     given = {name: value.to(device) for name, value in conditioning.items()}
     samples = sample_labels(model, given["label"], seed=1, steps=steps, context=given.get("context"))
-    if samples.shape[1] == 1:
+    columns = 2 * each
+    if model.config.dims == 1:
+        samples = spectrograms(samples)
+    elif model.config.dims == 3:  # a row a clip
+        samples, columns = strip(samples), samples.shape[2]
+    elif samples.shape[1] == 1:
         samples = samples.expand(-1, 3, -1, -1)
-    write_png(path, grid(to_pictures(samples), columns=2 * each), overwrite=True)
+    write_png(path, grid(to_pictures(samples), columns=columns), overwrite=True)

@@ -29,6 +29,7 @@ from fastdiff.training.objective import make_objective
 from fastdiff.training.precision import DTYPES, LossScale
 from fastdiff.training.processes import Processes
 from fastdiff.training.progress import Diverged, Progress
+from fastdiff.training.sequences import sequences_of
 from fastdiff.training.sheet import write_sheet
 from fastdiff.training.start import transfer
 from fastdiff.training.state import About, Average, load_state, save_state, trained
@@ -228,9 +229,11 @@ class Trainer:
 
 
 def examples_of(config: TrainConfig, data: Path | Examples, encoder: Encoder | None = None) -> Examples:
-    """The examples of a folder of class folders; others as they are."""
+    """The examples of a folder of class folders, of pictures, sounds or clips; others as they are."""
     if not isinstance(data, Path):
         return data
+    if config.model.get("dims", 2) != 2:
+        return sequences_of(config, data)
     width = config.model.get("context_dim", 0)
     folder = load_folder(
         data, size=round(config.image_size * config.margin), context_dim=width, encoder=encoder
