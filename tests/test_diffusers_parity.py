@@ -152,6 +152,11 @@ def test_half(name: str, dtype: torch.dtype) -> None:
     assert_equal(name, range(4), dtype)
 
 
+def test_a_small_weight_of_a_large_value_is_no_rounding_error() -> None:
+    # SASolver from a level of 2e4, its corrector of order 4: a value is thousands of times the sample there.
+    assert compare(draw("SASolverScheduler", 910041), torch.float32) == ""
+
+
 def sweep(names: list[str], seeds: range, dtypes: list[torch.dtype]) -> int:
     """Prints what differs, an example of each kind, and how many ran and were refused, by class."""
     total = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.compiler import assume_constant_result
 
 from fastdiff import ops
-from fastdiff.diffusers import compiled, draws, guided, handover, short
+from fastdiff.diffusers import calls, compiled, draws, guided, handover, short
+from fastdiff.diffusers.calls import Call
 from fastdiff.diffusers.per_thread import begin_loop
 from fastdiff.diffusers.planned import Planned
 from fastdiff.diffusers.plans import Unfused
@@ -20,8 +21,6 @@ from fastdiff.diffusers.results import result
 from fastdiff.diffusers.runs import Images
 from fastdiff.diffusers.tracing import IMAGE
 from fastdiff.lazy_guidance import Guided, expect
-
-Blend = Callable[[Tensor | None], dict[str, Tensor | None]]
 
 CLASSES: dict[str, Any] = {}
 """Every class of ours by its name: classes.py makes them."""
@@ -84,28 +83,11 @@ class Fused(Planned):
         made = short.follow(self, model_output, timestep, sample, kwargs)
         if made is not None:
             return made
-        made = self._fused(model_output, timestep, sample, kwargs)
-        if made is None:
-            return handover.call(self, "step", timestep, model_output, timestep, sample, **kwargs)
-        run = self._run
-        if run is not None and run.way is None:
-            short.prepare(self, run, model_output, kwargs)
-        return made
+        return calls.take(self, Call(model_output, timestep, sample, kwargs), model_output)
 
-    def _fused(
-        self,
-        model_output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        arguments: Mapping[str, Any],
-        blend: Blend | None = None,
-        predicted: Tensor | None = None,
-    ) -> Any:
-        """step()'s result, or None if diffusers' own step must take it.
-
-        blend: the noise of the step -> what its kernel blends in, solver_step_'s mask, known and known_noise.
-        predicted: what the model predicted of each pixel's variance.
-        """
+    def _fused(self, call: Call) -> Any:
+        """step()'s result, or None if diffusers' own step must take it."""
+        model_output, timestep, sample, arguments, blend, predicted = call
         if self.refuses_integers and isinstance(timestep, int | torch.IntTensor | torch.LongTensor):
             raise ValueError(
                 f"timestep is the integer {timestep}: pass one of scheduler.timesteps, not its index in them"

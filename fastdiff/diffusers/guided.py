@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdiff.diffusers import handover, short
+from fastdiff.diffusers import calls, short
 from fastdiff.lazy_guidance import Guided, parts
 
 
@@ -17,14 +17,10 @@ def step(scheduler: Any, noted: Guided, timestep: Any, sample: Tensor, arguments
     if weights is None:
         return type(scheduler).step(scheduler, output, timestep, sample, **arguments)
     whole = uncond is None and output.dtype == noted.dtype
+    made = None
     if whole:
         made = short.follow(scheduler, output, timestep, sample, arguments, noted, weights)
-        if made is not None:
-            return made
-    made = scheduler._fused(noted, timestep, sample, arguments)
     if made is None:
-        return handover.call(scheduler, "step", timestep, noted, timestep, sample, **arguments)
-    run = scheduler._run
-    if whole and run is not None and weights not in run.ways:
-        run.ways[weights] = short.find(scheduler, run, output, arguments, weights)
+        call = calls.Call(noted, timestep, sample, arguments)
+        made = calls.take(scheduler, call, output if whole else None, weights)
     return made

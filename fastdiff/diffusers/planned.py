@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fastdiff.diffusers.memory import Memory
 from fastdiff.diffusers.per_thread import PerThread, in_loop, join_loop, loops_of, without_threads
-from fastdiff.diffusers.plans import Found, Memory, TracedPlan, Unfused, find
+from fastdiff.diffusers.plans import Found, TracedPlan, Unfused, find
 from fastdiff.diffusers.positions import first_index, place_of, value_of
 from fastdiff.diffusers.runs import Run
-from fastdiff.diffusers.tracing import plain_copy
 
 TRANSIENT = {
     "_step_index",
@@ -21,6 +21,7 @@ TRANSIENT = {
     "_fresh",
     "_plain",
     "_memo",
+    "_known",
     "_of_thread",
     "_loops",
     "_graph",
@@ -28,8 +29,10 @@ TRANSIENT = {
     "is_scale_input_called",
 }
 """Attributes that say where a loop stands, not what its steps do."""
-HELD = {"_run", "_fresh", "_plain", "_memo", "_of_thread", "_loops", "_graph", "_constructing"}
+HELD = {"_run", "_fresh", "_plain", "_memo", "_known", "_of_thread", "_loops", "_graph", "_constructing"}
 """Attributes of ours that diffusers' own schedulers lack."""
+KEPT = 4
+"""States that a scheduler is known in, the newest first."""
 
 
 class Planned:
@@ -71,10 +74,8 @@ class Planned:
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: this thread's view, the loop it is in with it."""
         state = without_threads(vars(self))
-        state.pop("_memo", None)
-        state.pop("_fresh", None)
-        state.pop("_graph", None)
-        state.pop("_constructing", None)
+        for name in ("_memo", "_known", "_fresh", "_graph", "_constructing"):
+            state.pop(name, None)
         return state
 
     def _entered(self, timestep: Any, options: Mapping[str, Any]) -> Run | None:
@@ -198,8 +199,14 @@ class Planned:
         return memory
 
     def _snapshot(self) -> Memory:
-        state = self.__getstate__()
-        return Memory.of(plain_copy(state, self.base), state.values())
+        state, known = self.__getstate__(), vars(self).get("_known", ())
+        for each in known:
+            again = each.again(state)
+            if again is not None:
+                return again
+        made = Memory.of(state, self.base)
+        vars(self)["_known"] = (made, *known[: KEPT - 1])
+        return made
 
     def _plan(self, begin: int, options: Mapping[str, Any], first: int | None = None) -> Found:
         """The plan from step `begin`, whose timestep stands at place `first`, or there too."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdiff.diffusers.memory import Memory
 from fastdiff.diffusers.solving import Line, lines, table
 from fastdiff.diffusers.symbols import NotLinear
-from fastdiff.diffusers.tracing import plain_copy, trace, trace_each
+from fastdiff.diffusers.tracing import trace, trace_each
 from fastdiff.lazy_guidance import Weights
 from fastdiff.plan import COLUMN
 
 KEPT_PLANS = 256
-ELSEWHERE = {"_step_index", "_begin_index", "_run", "_fresh", "_internal_dict", "counter"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,47 +77,6 @@ class Unfused:
 
 
 Found = TracedPlan | Unfused
-
-
-@dataclass(eq=False)
-class Memory:
-    """What is found once for a scheduler's state. plain: diffusers' own scheduler in that state, on the CPU, for copies
-    to be stepped; times: its timesteps; path: the Brownian path of the loop; versions: of the scheduler's tensors."""
-
-    plain: Any
-    times: list[float]
-    key: Hashable
-    plans: dict[Hashable, Found] = field(default_factory=dict)
-    path: Any = None
-    output_class: tuple[type, list[str]] | None = None
-    versions: tuple[tuple[Tensor, int], ...] = ()
-
-    @classmethod
-    def of(cls, plain: Any, values: Iterable[Any]) -> Memory:
-        """values: the attributes of the scheduler itself, watched for changes in place."""
-        times = getattr(plain, "timesteps", None)
-        if "counter" in vars(plain):
-            plain.counter = 0  # PNDM's: a plan starts with its loop
-        watched = [value for value in values if isinstance(value, Tensor) and not value.is_inference()]
-        return cls(
-            plain,
-            [] if times is None else times.tolist(),
-            state_key(plain),
-            versions=tuple((value, value._version) for value in watched),
-        )
-
-    def outdated(self) -> bool:
-        """Whether somebody has written into the scheduler's tensors since."""
-        return [tensor._version for tensor, _ in self.versions] != [version for _, version in self.versions]
-
-    def copy(self, begin: int) -> Any:
-        """A scheduler to be stepped from step `begin`."""
-        plain = plain_copy(vars(self.plain), type(self.plain))
-        if hasattr(plain, "_step_index"):
-            plain._step_index = begin
-        if hasattr(plain, "is_scale_input_called"):
-            plain.is_scale_input_called = True  # it would warn
-        return plain
 
 
 def find(
@@ -186,27 +144,6 @@ def _alone(
     known = {time: (lines(made)[0], made.scales[0]) for time, made in traces.items()}
     found = [known[float(time)] for time in itertools.takewhile(lambda time: float(time) in known, times)]
     return [line for line, _ in found], tuple(scale for _, scale in found)
-
-
-def state_key(plain: Any) -> Hashable:
-    """All that a scheduler's steps depend on, but for where it stands."""
-    state = {name: value for name, value in vars(plain).items() if name not in ELSEWHERE}
-    functions = tuple(
-        value for value in dict(plain.config).values() if callable(value)
-    )  # kept, for their identity
-    attributes = ((name, _frozen(value)) for name, value in state.items())
-    return (type(plain), repr(dict(plain.config)), functions, *attributes)
-
-
-def _frozen(value: Any) -> Hashable:
-    if isinstance(value, Tensor):
-        flat = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
-        return value.dtype, tuple(value.shape), hashlib.blake2b(flat.numpy().tobytes()).digest()
-    if isinstance(value, np.ndarray):
-        return value.tobytes()
-    if isinstance(value, (list, tuple)):
-        return tuple(_frozen(item) for item in value)
-    return value if isinstance(value, int | float | str) else None
 
 
 _plans: OrderedDict[Hashable, Found] = OrderedDict()

@@ -128,7 +128,8 @@ class Solver:
             weight, back = self._link(number, target, unit)
         # What a corrector's recursion leaves of long ago cancels, but for diffusers' own rounding.
         least = (TOLERANCE if linked else 1e-12) * unit
-        history = {number - int(j): float(back[j]) for j in np.flatnonzero(np.abs(back) > least)}
+        large = np.abs(back) * np.abs(self.values * self.sizes)[:number].max(1, initial=1.0)
+        history = {number - int(j): float(back[j]) for j in np.flatnonzero(large > least)}
         history |= {0: float(c0)} if c0 else {}
         noises = [(i, float(own[place])) for i, place in enumerate(NOISES) if own[place]]
         if len(noises) > 1:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.diffusers import compiled, handover
+from fastdiff.diffusers.calls import Call
 from fastdiff.diffusers.fused import Fused
 from fastdiff.diffusers.learned import WIDE
 from fastdiff.diffusers.plans import Found, Unfused
@@ -44,7 +45,7 @@ class TwoStepMemory(Fused):
             kwargs["return_dict"] = False  # as diffusers' first step does, whatever it is asked
         if torch.compiler.is_compiling():
             return compiled.step(self, model_output, timestep, sample, memory | kwargs)
-        made = self._fused(model_output, timestep, sample, memory | kwargs)
+        made = self._fused(Call(model_output, timestep, sample, memory | kwargs))
         if made is None:
             images = {"model_output": model_output, "timestep": timestep, "sample": sample}
             return handover.call(self, "step", timestep, **images, **memory, **kwargs)
@@ -88,7 +89,8 @@ class Repainted(Fused):
             }
 
         arguments = {"original_image": original_image, "mask": 0.0} | further
-        made = self._fused(model_output, timestep, sample, arguments, blend)
+        wider = mask.dtype == torch.float64 != wide  # it sets the result's dtype
+        made = None if wider else self._fused(Call(model_output, timestep, sample, arguments, blend))
         if made is None:
             tensors = (model_output, timestep, sample, original_image, mask)
             return handover.call(self, "step", timestep, *tensors, **further)
@@ -133,7 +135,7 @@ class LearnedVariance(Fused):
         if output.stride() != sample.stride():  # once, not for each kernel that reads it
             output = torch.empty_like(sample, dtype=output.dtype).copy_(output)
         arguments = kwargs | {"model_output": WIDE}
-        made = self._fused(output, timestep, sample, arguments, predicted=predicted)
+        made = self._fused(Call(output, timestep, sample, arguments, predicted=predicted))
         if made is None:
             return handover.call(self, "step", timestep, model_output, timestep, sample, **kwargs)
         return made

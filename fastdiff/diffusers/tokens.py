@@ -6,7 +6,6 @@ looked up where diffusers compares every token with every level. That lookup is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fastdiff.diffusers import handover
-from fastdiff.diffusers.fused import Blend, Fused
-from fastdiff.diffusers.plans import Memory
+from fastdiff.diffusers.calls import Call
+from fastdiff.diffusers.fused import Fused
+from fastdiff.diffusers.memory import Memory
 from fastdiff.diffusers.results import output_class
 
 MARGIN = 1e-6
@@ -28,18 +28,11 @@ _levels: WeakKeyDictionary[Memory, dict[torch.device, tuple[Tensor, Tensor] | No
 class PerToken(Fused):
     """FlowMatchEuler, whose step() takes per_token_timesteps [B, N] for a sample [B, N, C]."""
 
-    def _fused(
-        self,
-        model_output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        arguments: Mapping[str, Any],
-        blend: Blend | None = None,
-        predicted: Tensor | None = None,
-    ) -> Any:
+    def _fused(self, call: Call) -> Any:
+        model_output, timestep, sample, arguments = call[:4]
         times = arguments.get("per_token_timesteps")
         if times is None:
-            return super()._fused(model_output, timestep, sample, arguments, blend, predicted)
+            return super()._fused(call)
         found = _found(self, times) if _fits(model_output, sample, times) else None
         if found is None:
             return None

@@ -66,7 +66,7 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
         if self.time_embedding_norm == "default":
             return temb, None, None
         scale, shift = temb.chunk(2, dim=1)
-        return None, scale, shift
+        return None, scale.contiguous(), shift.contiguous()  # else the op's long way copies them
 
 
 class TemporalResnetBlock(resnet.TemporalResnetBlock):
