@@ -25,7 +25,7 @@ KEY = "fastdiff.training"
 # These may change on resume: they decide where a run ends and what it writes, not the steps already taken; how a step's
 # pictures are split changes no more than rounding.
 FREE = frozenset(
-    {"steps", "cooldown", "save_every", "sheet_every", "lr", "class_weights", "batch", "accumulate"}
+    ("steps", "cooldown", "save_every", "sheet_every", "lr", "class_weights", "batch", "micro", "accumulate")
 )
 
 Parameters = Mapping[str, nn.Parameter]
