@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ import fastdiff.diffusers  # noqa: E402
 from fastdiff import native  # noqa: E402
 from fastdiff.diffusers import short  # noqa: E402
 from fastdiff.diffusers.runs import Run  # noqa: E402
+from fastdiff.ops import _drawing  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     bool(native.problem("cpu")) or importlib.util.find_spec("fastdiff._host") is None,
@@ -175,10 +179,78 @@ def test_an_interrupt_in_the_middle_of_a_step_reaches_the_caller(monkeypatch):
         raise KeyboardInterrupt
 
     scheduler.set_timesteps(6)
-    x, times = torch.ones(SHAPE), scheduler.timesteps
-    x = scheduler.step(x, times[0], x, return_dict=False)[0]
+    x, last = torch.ones(SHAPE), scheduler.timesteps[-1]
+    for t in scheduler.timesteps[:-1]:
+        x = scheduler.step(x, t, x, return_dict=False)[0]
     with monkeypatch.context() as patched:
         patched.setattr(Run, "moved", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            scheduler.step(x, times[1], x, return_dict=False)
-    assert scheduler.step(x, times[1], x, return_dict=False)[0].isfinite().all()
+            scheduler.step(x, last, x, return_dict=False)
+    assert scheduler.step(x, last, x, return_dict=False)[0].isfinite().all()
+
+
+@pytest.fixture
+def anew():
+    """No way is known before the test, and none of those found in it after."""
+    for known in (short._ways, short._latest):
+        known.clear()
+    yield
+    for known in (short._ways, short._latest):
+        known.clear()
+
+
+def drawn_loop(seed):
+    """A loop that draws, and what its generator gives next."""
+    own = torch.Generator().manual_seed(seed)
+    scheduler = fastdiff.diffusers.CLASSES["DDPMScheduler"]()
+    scheduler.set_timesteps(8)
+    x = torch.linspace(-1, 1, 2 * 4 * 48 * 48).reshape(SHAPE)
+    for t in scheduler.timesteps:
+        x = scheduler.step(x.cos(), t, x, generator=own, return_dict=False)[0]
+    return x, torch.randn(5, generator=own)
+
+
+def test_noise_drawn_for_the_step_alone_is_that_of_torch(monkeypatch, taken, anew):
+    into, counts = _drawing.into, []
+    monkeypatch.setattr(_drawing, "into", lambda *given: counts.append(into(*given)) or counts[-1])
+    made = drawn_loop(3)
+    assert any(counts) and sum(taken) >= 7
+    monkeypatch.setattr(short, "follow", lambda *_: None)
+    for mine, long in zip(made, drawn_loop(3), strict=True):
+        assert torch.equal(mine, long)
+
+
+def test_a_step_within_the_drawing_of_another_has_noise_of_its_own(monkeypatch, anew):
+    """As a signal's handler may take one."""
+    into, within = _drawing.into, []
+
+    def nested(*given):
+        made = into(*given)
+        if within == [0]:
+            within.append(1)
+            drawn_loop(6)
+        return made
+
+    monkeypatch.setattr(_drawing, "into", nested)
+    expected = drawn_loop(5)[0]
+    within.append(0)
+    assert torch.equal(drawn_loop(5)[0], expected)
+    assert within == [0, 1]
+
+
+def test_threads_draw_apart():
+    expected = [drawn_loop(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for made, right in zip(pool.map(drawn_loop, range(4)), expected, strict=True):
+                assert torch.equal(made[0], right[0]) and torch.equal(made[1], right[1])
+
+
+def test_a_build_without_the_short_way_is_passed_over(monkeypatch, anew):
+    stepper = importlib.import_module("fastdiff.ops.stepper")
+    host = stepper._host
+    monkeypatch.setattr(stepper, "_host", SimpleNamespace(stepper=host.stepper, STEP=host.STEP))
+    made = drawn_loop(1)
+    monkeypatch.setattr(short, "follow", lambda *_: None)
+    for mine, long in zip(made, drawn_loop(1), strict=True):
+        assert torch.equal(mine, long)

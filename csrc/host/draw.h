@@ -20,7 +20,7 @@ inline void* state_of(const py::object& state) {
     return state && PyObject_Size(state.ptr()) == kStateSize ? memory(state.ptr()) : nullptr;
 }
 
-// draw(generator, fresh, numel, type) -> True, False where somebody else drew meanwhile, or None where the
+// draw(generator, address, numel, type) -> True, False where somebody else drew meanwhile, or None where the
 // state is of an unknown kind; then the generator is as it was.
 inline PyObject* draw(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     static PyObject* const get = PyUnicode_InternFromString("get_state");
@@ -32,7 +32,7 @@ inline PyObject* draw(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     };
     const py::object state = read();
     void* const address = state_of(state);
-    void* const out = memory(args[1]);
+    void* const out = PyLong_AsVoidPtr(args[1]);
     const int64_t numel = PyLong_AsLongLong(args[2]);
     const int type = static_cast<int>(PyLong_AsLong(args[3]));
     int failed = -1;
@@ -55,12 +55,12 @@ inline PyObject* draw(PyObject* self, PyObject* const* args, Py_ssize_t count) {
 }
 
 // By the addresses of the CPU library's fastdiff_draw_1 and fastdiff_same_state.
-inline py::object make_drawer(intptr_t draws, intptr_t same) {
+inline py::object make_filler(intptr_t draws, intptr_t same) {
     auto* drawer = new Drawer{
         reinterpret_cast<decltype(Drawer::draw)>(draws), reinterpret_cast<decltype(Drawer::same)>(same)};
     static PyMethodDef definition = {
         "draw", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&draw)), METH_FASTCALL,
-        "draw(generator, fresh, numel, type, /) -> bool | None"};
+        "draw(generator, address, numel, type, /) -> bool | None"};
     return bound_to(&definition, drawer);
 }
 

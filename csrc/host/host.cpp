@@ -1,5 +1,6 @@
 // fastdiff._host: what the build knows of itself and of the processor, and a short way to a run's steps.
 // Nothing here is needed to run an op.
+#define PYBIND11_NO_ASSERT_GIL_HELD_INCREF_DECREF  // which takes as long as the rest of a count
 #include <pybind11/pybind11.h>
 
 #include "draw.h"
@@ -44,8 +45,9 @@ PYBIND11_MODULE(_host, module) {
     module.def(
         "stepper", &fastdiff::make_stepper, "A function that takes steps; see fastdiff/ops/stepper.py.");
     module.def(
-        "way", &fastdiff::make_way, "A loop's steps, told and taken; see fastdiff/diffusers/short.py.");
-    module.def("drawer", &fastdiff::make_drawer, "Draws from a generator; see fastdiff/ops/_drawing.py.");
+        "follower", &fastdiff::make_follower,
+        "A loop's steps, told and taken; see fastdiff/diffusers/short.py.");
+    module.def("filler", &fastdiff::make_filler, "Draws from a generator; see fastdiff/ops/_drawing.py.");
     module.def("cpu_features", &cpu_features, "Instruction set -> whether this processor has it.");
     module.def("build_info", &build_info, "The compiler and versions this install was built with.");
 }

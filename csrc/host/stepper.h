@@ -137,6 +137,15 @@ inline bool moved(const Stepper& s, PyObject* const* args, Py_ssize_t count, Fas
     return row.source && row.x;
 }
 
+// The kernel, while other threads run Python; false where it took nothing.
+inline bool ran(const Stepper& s, const FastdiffRow& row) {
+    const char* refusal;
+    Py_BEGIN_ALLOW_THREADS;
+    refusal = s.take(&s.run, &row);
+    Py_END_ALLOW_THREADS;
+    return refusal == nullptr;
+}
+
 // step(row, output=None, uncond=None, noise=None, bound=None, gain=None[, source, x, input, history, anchor])
 inline PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     const Stepper& s = *static_cast<Stepper*>(PyCapsule_GetPointer(self, nullptr));
@@ -151,11 +160,7 @@ inline PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     if (taken)
         taken = count > 6 ? moved(s, args, count, row)
                           : memory(s.state.ptr()) == s.run.x && memory(s.shown.ptr()) == s.shown_address;
-    if (taken) {
-        Py_BEGIN_ALLOW_THREADS;
-        taken = s.take(&s.run, &row) == nullptr;
-        Py_END_ALLOW_THREADS;
-    }
+    if (taken) taken = ran(s, row);
     PyErr_Clear();  // of what was asked of something that is no tensor: the fallback says it better
     if (!taken) return PyObject_Vectorcall(s.fallback.ptr(), args, count, nullptr);
     if (s.bump.is_none()) Py_RETURN_NONE;

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_inference_mode_enabled
+from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
 
 from fastdiff import backend, ops
 from fastdiff.diffusers.plans import TracedPlan
 from fastdiff.lazy_guidance import Weights, expect, parts
 from fastdiff.ops import _checks
-from fastdiff.ops._remembered import ordinary
 from fastdiff.ops.stepper import MovingStepper, moving_stepper
 from fastdiff.plan import COLUMN
 
@@ -26,9 +26,11 @@ def usual() -> bool:
     """Whether the C++ kernel may be called at once, and a tensor made now is one whose changes are counted."""
     return (
         backend.is_direct("solver_step")
-        and ordinary()
+        and not (
+            _len_torch_dispatch_stack() or _are_functorch_transforms_active()
+        )  # ops._remembered.ordinary
+        and not is_inference_mode_enabled()
         and not _checks.forwards()
-        and not torch.is_inference_mode_enabled()
     )
 
 

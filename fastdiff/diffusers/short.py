@@ -17,27 +17,28 @@ from torch import Tensor
 
 from fastdiff.diffusers import draws
 from fastdiff.diffusers.plans import TracedPlan
-from fastdiff.diffusers.results import result
+from fastdiff.diffusers.results import Given, LazyTuple, result
 from fastdiff.diffusers.runs import KEPT, Images, Run, usual
 from fastdiff.diffusers.solving import Line
 from fastdiff.lazy_guidance import Guided, Weights
-from fastdiff.ops.stepper import short_way
+from fastdiff.ops import _drawing
+from fastdiff.ops.stepper import follower
 
 SIMPLE = (bool, int, float, str, type(None))
-PLAIN, DRAWS, LONG = b"\0", b"\1", b"\2"
-"""What fastdiff._host knows of a row: it draws nothing, it draws noise, it is not for the short way."""
+PLAIN, DRAWS, LONG, ASKS = b"\0", b"\1", b"\2", b"\3"
+"""What fastdiff._host knows of a row: it draws nothing; it draws noise, of which only the step has need; it is not for
+the short way; it asks `draws` for its noise."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Way:
     """What stays the same over runs of a plan on tensors of one kind.
 
-    follow, take: fastdiff._host's; kind: dtypes of results and draws; counted: whether _step_index is to be set;
+    follow: fastdiff._host's; kind: dtypes of results and draws; counted: whether _step_index is to be set;
     options: what runs note of step()'s arguments.
     """
 
-    follow: Callable[..., tuple[int, Any, bool, Tensor | None] | None]
-    take: Callable[[Run, int, Tensor, Tensor, Tensor | None], Tensor | None]
+    follow: Callable[..., Any]
     kind: draws.Dtypes
     counted: bool
     options: dict[str, Any]
@@ -99,7 +100,9 @@ def _way(
     if take is None or kind.result != result:
         return None
     counted = scheduler._counts == "_step_index"
-    follow, taken = short_way(
+    dense = x.is_contiguous() and x.numel() >= _drawing.FEWEST  # noise is drawn in the order of pixels
+    into = kind.draw if dense and "noise_sampler" not in vars(scheduler) else None
+    follow = follower(
         {
             "take": take,
             "output_dtype": output,
@@ -108,24 +111,53 @@ def _way(
             "return_dict": scheduler.parameters["return_dict"].default,
             "usual": usual,
             "empty_like": torch.empty_like,
-            "rows": b"".join(_row(line, plan) for line in plan.lines),
+            "into": _drawing.into,
+            "lazy": LazyTuple,
+            "lines": plan.lines,
+            "rows": b"".join(_row(line, plan, into) for line in plan.lines),
             "backs": bytes(0 if line.linked else max(line.anchor, 0) for line in plan.lines),
             "begin": plan.begin,
+            "draw_dtype": kind.draw,
+            "draw_type": _drawing.TYPES.get(kind.draw, -1),
+            "extra_dtype": kind.extra,
+            "reach": plan.reach,
+            "counts": scheduler._counts,
             "counted": counted,
             "generator": "generator" in scheduler.parameters,
             "ring": plan.ring > 0,
             "wide": result != x.dtype,
             "reuses": not (plan.reach or plan.linked),
         }
+        | _of_kind(kind)
     )
-    return Way(follow, taken, kind, counted, dict(run.options or {}))
+    return None if follow is None else Way(follow, kind, counted, dict(run.options or {}))
 
 
-def _row(line: Line, plan: TracedPlan) -> bytes:
+def _of_kind(kind: draws.Dtypes) -> dict[str, Callable[..., Any]]:
+    """What fastdiff._host calls at steps that are not of the simplest."""
+
+    def noise(scheduler: Any, line: Line, sample: Tensor, generator: Any) -> Tensor | None:
+        return draws.noise(scheduler, line, sample, generator, kind.draw)
+
+    def rest(run: Run, given: Any, sample: Tensor, noise: Tensor | None) -> Tensor:
+        return run.take(Images(given, sample, noise, None), None, kind.result)[0]
+
+    def finish(scheduler: Any, line: Line, returned: Tensor, images: Given, return_dict: bool) -> Any:
+        return result(scheduler, line, returned, images, None, kind.extra, return_dict)
+
+    return {"noise": noise, "rest": rest, "finish": finish}
+
+
+def _row(line: Line, plan: TracedPlan, into: torch.dtype | None) -> bytes:
+    """into: of noise that may be drawn for the step alone."""
     apart = line.dynamic or line.anchor < 0 or line.deviation is not None
     if apart or (line.draws and plan.linked):
         return LONG
-    return DRAWS if line.draws else PLAIN
+    if not line.draws:
+        return PLAIN
+    shown = any(extra is not None and extra.noise for extra in line.extras)
+    single = line.draws in ((None,), (into,)) and line.drawn == 0 and line.span is None
+    return DRAWS if single and into in _drawing.TYPES and not shown else ASKS
 
 
 def begin(scheduler: Any, plan: TracedPlan) -> Run | None:
@@ -157,23 +189,8 @@ def follow(
     way = None if run is None else run.way if noted is None else run.ways.get(weights)
     if not way:
         return None
-    found = way.follow(seen, run, output, timestep, sample, arguments)
-    if found is None:
-        return None
-    row, generator, return_dict, returned = found
-    line, noise, given = run.plan.lines[row], None, output if noted is None else noted
-    if returned is None:
-        noise = draws.noise(scheduler, line, sample, generator, way.kind.draw)
-        returned = way.take(run, row, output, sample, noise)
-        if returned is None:  # the kernel does not take past the dispatcher what it was given
-            returned, _ = run.take(Images(given, sample, noise, None), None, way.kind.result)
-    if way.counted:
-        seen["_step_index"] = scheduler.__dict__["_step_index"] = run.next
-    elif scheduler._counts:
-        setattr(scheduler, scheduler._counts, run.row)
-    if seen.get("_run") is not run:
-        scheduler._run = run
-    return result(scheduler, line, returned, (given, sample, noise, None), None, way.kind.extra, return_dict)
+    given = output if noted is None else noted
+    return way.follow(scheduler, seen, run, output, timestep, sample, arguments, given)
 
 
 def scaled(scheduler: Any, sample: Tensor, timestep: Any) -> Tensor | None:

@@ -28,7 +28,8 @@ FEWEST = 8192
 
 STATE = 5056
 """Bytes of a CPU generator's state."""
-_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_CPU = torch.device("cpu")
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 # Of every generator: held from reading its state to writing it. A signal's handler may draw too, in the same thread.
 _lock = threading.RLock()
@@ -146,19 +147,41 @@ def fill(fresh: Tensor, generator: torch.Generator) -> bool | None:
     generator is as it was.
     """
     take = _drawer(native.library("cpu"))
-    if take is None or fresh.dtype not in _TYPES or not ordinary():
+    if take is None or fresh.dtype not in TYPES or not ordinary():
         return None
-    done: bool | None = take(generator, fresh, fresh.numel(), _TYPES[fresh.dtype])
+    done: bool | None = take(generator, fresh.data_ptr(), fresh.numel(), TYPES[fresh.dtype])
     return done
+
+
+def into(address: int, numel: int, dtype: torch.dtype, generator: Any) -> bool:
+    """Draws into memory what torch.randn would, for callers that have made sure of `ordinary` and of the C++ kernels.
+
+    False where it must or had better be drawn otherwise: then nothing was drawn. generator: as in `draw`, or anything.
+    """
+    common = torch.default_generator
+    source = common if generator is None else generator
+    if (
+        type(source) is not torch.Generator
+        or source.device.type != "cpu"
+        or not backend.is_direct("randn_like")
+    ):
+        return False
+    if source is common and threading.active_count() > 1:
+        return False
+    take = _drawer(native.library("cpu"))
+    if take is None or numel < FEWEST or distrust("cpp", _CPU, dtype):
+        return False
+    with _lock:
+        return take(source, address, numel, TYPES[dtype]) is True
 
 
 @functools.lru_cache(maxsize=2)
 def _drawer(library: Any) -> Any:
     """fastdiff._host's way to the library's draws, or None."""
     functions = _functions(library)
-    if functions is None or not hasattr(_host, "drawer"):
+    if functions is None or not hasattr(_host, "filler"):
         return None
-    return _host.drawer(*(ctypes.cast(function, ctypes.c_void_p).value for function in functions))
+    return _host.filler(*(ctypes.cast(function, ctypes.c_void_p).value for function in functions))
 
 
 class _Functions(NamedTuple):

@@ -103,10 +103,11 @@ def moving_stepper(
     return steps
 
 
-def short_way(what: dict[str, Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """A scheduler's step that follows its last, told and taken: csrc/host/follow.h. Only where a moving_stepper is."""
-    made: tuple[Callable[..., Any], Callable[..., Any]] = _host.way(what)
-    return made
+def follower(what: dict[str, Any]) -> Callable[..., Any] | None:
+    """A scheduler's step that follows its last, told and taken: csrc/host/follow.h. Only where a moving_stepper is;
+    None where fastdiff._host is of an older build."""
+    make = getattr(_host, "follower", None)
+    return None if make is None else make(what)
 
 
 def _refused(*arguments: object) -> bool:
