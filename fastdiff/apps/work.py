@@ -49,8 +49,11 @@ class Made:
         """The recipe of image `index` alone."""
         if self.alone:
             return self.recipe | dict(self.alone[index])
+        arguments = self.recipe["arguments"]
         alone = {"prompts": [self.prompts[index]], "count": 1, "seed": self.seeds[index]}
-        return self.recipe | {"arguments": self.recipe["arguments"] | alone}
+        return self.recipe | {
+            "arguments": arguments | {name: alone[name] for name in alone if name in arguments}
+        }
 
 
 @dataclass(frozen=True)
