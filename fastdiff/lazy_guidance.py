@@ -14,63 +14,23 @@ import operator
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from fastdiff.ops import is_dense
+from fastdiff.noted import Kind, Parts, Source, exposes, half, kind_of, value_of
+from fastdiff.noted import Weights as Weights
 
 LEAST = {"cpu": 1 << 18, "cuda": 1 << 18}
 """Elements of a model's output from which noting down takes less time than computing."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 Terms = tuple[tuple[Tensor, float], ...]
-Weights = tuple[float, float] | None
 
 _here = threading.local()
 _wrapper: Any = Tensor._make_wrapper_subclass
-
-
-class Source:
-    """One output of a model. version: of its memory, when it was made; exposed: somebody else holds a view of it;
-    waiting: what is noted down and reads it; halves: along the batch, once somebody asked for them."""
-
-    __slots__ = ("exposed", "halves", "image", "version", "waiting")
-
-    def __init__(self, image: Tensor) -> None:
-        self.image, self.version, self.exposed = image, image._version, False
-        self.halves: tuple[Tensor, ...] = ()
-        self.waiting: list[weakref.ref[Guided]] = []
-
-    def expose(self) -> None:
-        """Somebody may write to it from here on: what waits is computed now, and nothing more is noted down."""
-        self.exposed = True
-        waiting, self.waiting = self.waiting, []
-        for reference in waiting:
-            guided = reference()
-            if guided is not None:
-                guided.made  # noqa: B018
-
-
-class Kind(NamedTuple):
-    """What a tensor is like; dense: without gaps, so that what is computed of it is laid out alike."""
-
-    size: torch.Size
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    dense: bool
-
-
-class Parts(NamedTuple):
-    """What a step reads: output and uncond, or the halves of output, summed by their weights; output itself where
-    weights are None."""
-
-    output: Tensor
-    uncond: Tensor | None
-    weights: Weights
 
 
 class Guided(Tensor):
@@ -96,7 +56,7 @@ class Guided(Tensor):
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Whatever is not noted down: computed, with the tensors that PyTorch would have."""
-        if _exposes(func):
+        if exposes(func):
             _each((args, kwargs or {}), _expose)
         made = func(*_each(args, _made), **_each(kwargs or {}, _made))
         if torch.Tag.inplace_view in getattr(func, "tags", ()):
@@ -111,7 +71,7 @@ class Guided(Tensor):
     @staticmethod
     def __tensor_unflatten__(inner: Mapping[str, Tensor], meta: None, size: Any, stride: Any) -> Guided:
         made = inner["made"]
-        return _new(_kind_of(made, made.dtype), ((made, 1.0),), None, (), made)
+        return _new(kind_of(made, made.dtype), ((made, 1.0),), None, (), made)
 
     @property
     def made(self) -> Tensor:
@@ -124,7 +84,7 @@ class Guided(Tensor):
                 )
             expect(False)  # somebody looks at what this loop's guidance makes: noting it down gains nothing
             with unset_fake_temporarily(), torch.inference_mode(False), torch.no_grad():
-                self._made = _value(self._how)
+                self._made = value_of(self._how)
             self._how = None
         return self._made
 
@@ -222,7 +182,7 @@ def handed(output: Any) -> Any:
         return output
     if torch._C._are_functorch_transforms_active():
         return output
-    kind = _kind_of(output, output.dtype)
+    kind = kind_of(output, output.dtype)
     return _new(kind, ((output, 1.0),), output, (Source(output),), output)
 
 
@@ -302,31 +262,15 @@ def _halves(whole: Guided, dim: int) -> tuple[Tensor, ...]:
         views = source.halves if entire and source.halves else whole._made.chunk(2, dim)
         if entire:
             source.halves = views
-        kind = _kind_of(views[0], whole.dtype)
+        kind = kind_of(views[0], whole.dtype)
         return tuple([_new(kind, ((view, 1.0),), view, whole._sources, view) for view in views])
     weights = [weight for _, weight in whole._terms]
     pairs = list(zip(*(image.chunk(2, dim) for image, _ in whole._terms)))
-    kind = _kind_of(pairs[0][0], whole.dtype)
+    kind = kind_of(pairs[0][0], whole.dtype)
     return tuple(
-        _noted(kind, tuple(zip(images, weights)), (_half, whole._how, dim, place), whole._sources)
+        _noted(kind, tuple(zip(images, weights)), (half, whole._how, dim, place), whole._sources)
         for place, images in enumerate(pairs)
     )
-
-
-def _kind_of(image: Tensor, dtype: torch.dtype) -> Kind:
-    return Kind(image.shape, image.stride(), dtype, image.device, is_dense(image))
-
-
-def _half(whole: Tensor, dim: int, place: int) -> Tensor:
-    return whole.chunk(2, dim)[place]
-
-
-def _value(how: Any) -> Any:
-    """What was noted down, computed as PyTorch would have."""
-    if type(how) is not tuple:
-        return how
-    function, *operands = how
-    return function(*map(_value, operands))
 
 
 def _fresh(one: Guided) -> bool:
@@ -345,13 +289,6 @@ def _open(one: Guided) -> bool:
         if source.exposed or source.image._version != source.version:
             return False
     return True
-
-
-@functools.cache
-def _exposes(func: Any) -> bool:
-    """Whether an op writes to its arguments, or gives a view of them to somebody."""
-    schema = getattr(func, "_schema", None)
-    return schema is None or schema.is_mutable or any(each.alias_info for each in schema.returns)
 
 
 def _expose(one: Guided) -> Guided:

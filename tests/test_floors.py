@@ -32,6 +32,7 @@ FLOORS: dict[str, int] = {
         [
             "guidance",
             "lazy_guidance",
+            "noted",
             "inpainting",
             "noise",
             "uniform_noise",

@@ -3,6 +3,8 @@ the row anew, no wait for the GPU, sizes beyond 32 bits."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -103,6 +105,21 @@ def test_one_graph_serves_every_row(generator: torch.Generator) -> None:
         assert torch.equal(captured[name], eager[name]), name
 
 
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """The test fails if what is done in here waits for the GPU; where PyTorch would not notice, it fails too."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            torch.ones((), device="cuda").item()
+        yield
+    except RuntimeError as error:
+        pytest.fail(f"it waits for the GPU: {error}")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_nothing_waits_for_the_gpu(index: Tensor, generator: torch.Generator) -> None:
     state, table = loop_state(generator), make_table(**FULL).cuda()
 
@@ -114,12 +131,8 @@ def test_nothing_waits_for_the_gpu(index: Tensor, generator: torch.Generator) ->
         ops.solver_step_(table=table, index=index, bound=bound, gain=gain, **state)
 
     once()
-    torch.cuda.synchronize()
-    try:
-        torch.cuda.set_sync_debug_mode("error")
+    with no_waiting():
         once()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_channels_last_loop_does_not_wait_either() -> None:
@@ -137,12 +150,8 @@ def test_a_channels_last_loop_does_not_wait_either() -> None:
         )  # fmt: skip
 
     expected = once()  # compiles, and puts the plan on the GPU
-    torch.cuda.synchronize()
-    try:
-        torch.cuda.set_sync_debug_mode("error")
+    with no_waiting():
         found = once()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found, expected)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fastdiff.diffusers import handover, short
-from fastdiff.lazy_guidance import Guided, Weights
+from fastdiff.lazy_guidance import Guided
+from fastdiff.noted import Weights
 
 Blend = Callable[[Tensor | None], dict[str, Tensor | None]]
 

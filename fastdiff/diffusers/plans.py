@@ -19,7 +19,7 @@ from fastdiff.diffusers.memory import Memory
 from fastdiff.diffusers.solving import Line, lines, table
 from fastdiff.diffusers.symbols import NotLinear
 from fastdiff.diffusers.tracing import trace, trace_each
-from fastdiff.lazy_guidance import Weights
+from fastdiff.noted import Weights
 from fastdiff.plan import COLUMN
 
 KEPT_PLANS = 256
