@@ -6,9 +6,9 @@ import hashlib
 import ipaddress
 import secrets
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlsplit
 
+from starlette.datastructures import QueryParams
+from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -87,10 +87,8 @@ class Guard:
 
     def known(self, host: str) -> bool:
         """Whether a Host header names this server."""
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        name = name.lower()
         if name in self.hosts:
             return True
         return self.numbers and is_address(name)
@@ -99,10 +97,7 @@ class Guard:
         """The answer to a visitor without the token, or with it in the address (moved into a cookie), else None."""
         if self.token is None or self.holds(headers):
             return None
-        try:
-            given = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=8).get("token", [""])[0]
-        except ValueError:
-            given = ""
+        given = QueryParams(scope["query_string"]).get("token", "")
         if scope["path"] == "/" and scope["method"] == "GET" and self.matches(given):
             answer = RedirectResponse(
                 "/", status_code=303
@@ -116,11 +111,8 @@ class Guard:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self.matches(bearer):
             return True
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
-        except CookieError:
-            return False
-        return cookie is not None and self.matches(cookie.value)
+        cookie = cookie_parser(headers.get("cookie", "")).get(self.cookie)
+        return cookie is not None and self.matches(cookie)
 
     def matches(self, given: str) -> bool:
         """Whether it is the token; takes as long for a wrong one."""
