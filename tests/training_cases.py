@@ -31,8 +31,9 @@ def change(**fields: object) -> TrainConfig:
     return dataclasses.replace(TINY, **fields)
 
 
-def with_model(**fields: object) -> TrainConfig:
-    return change(model={**TINY.model, **fields})
+def with_model(*, settings: dict[str, object] | None = None, **fields: object) -> TrainConfig:
+    """TINY with other fields of its network, and other settings."""
+    return change(model={**TINY.model, **fields}, **(settings or {}))
 
 
 def paint_classes(root: Path, labels: tuple[str, ...] = ("blue", "red")) -> Path:

@@ -53,9 +53,9 @@ def _read(file: Path, names: Sequence[str]) -> Tensor:
     try:
         if file.suffix == ".safetensors":
             return _picked(file, load_file(file), names)
-        loaded = np.load(file, allow_pickle=False)
-        if file.suffix == ".npz":
-            with loaded:
+        with file.open("rb") as opened:
+            loaded = np.load(opened, allow_pickle=False)
+            if file.suffix == ".npz":
                 return _picked(file, {key: torch.from_numpy(loaded[key]) for key in loaded.files}, names)
     except (SafetensorError, zipfile.BadZipFile, EOFError, TypeError) as error:
         raise ValueError(f"{file} is damaged or of another format ({error})") from None
