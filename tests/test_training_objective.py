@@ -11,6 +11,7 @@ import torch
 
 import fastdiff
 from fastdiff import continuous, models
+from fastdiff.apps.generate import generate
 from fastdiff.levels import Level
 from fastdiff.models import CheckpointError, TrainedUNet
 from fastdiff.models.checkpoint import make_schedule
@@ -294,3 +295,23 @@ def test_defaults_are_what_they_were(data: Path) -> None:
     plain, spelled = Trainer(TINY, data), Trainer(change(times={"name": "discrete"}, accumulate=1), data)
     assert plain.advance().loss == spelled.advance().loss
     assert isinstance(TrainConfig().as_dict()["times"], dict)
+
+
+def test_applications_begin_with_the_noise_of_the_model() -> None:
+    tiny = tiny_model()
+    net = TrainedUNet(
+        tiny.config,
+        labels=tiny.labels,
+        prediction="v",
+        schedule_options={**tiny.schedule_options, "zero_snr": True},
+        noise="uniform",
+    )
+    net.load_state_dict(tiny.state_dict())
+    made = generate("cat", model=net.eval(), steps=2, seed=7, guidance=1.0, sampler="ddim").images
+    by_hand = fastdiff.sample(
+        net, (1, 3, 16, 16), schedule=net.schedule, steps=2, sampler="ddim", prediction="v",
+        noise=UniformNoise([7]), conditioning={"label": torch.tensor([1])},
+    )  # fmt: skip
+    torch.testing.assert_close(made, by_hand.clamp(-1, 1))
+    with pytest.raises(ValueError, match="use a deterministic one"):
+        generate("cat", model=net, steps=2, sampler="euler_ancestral")

@@ -102,9 +102,15 @@ class Native:
     clip: float | None = None
 
     def __init__(self, net: models.TrainedUNet, *, call: models.UNet | None = None) -> None:
+        if net.config.dims != 2:
+            raise ValueError(
+                f"this model makes {'sounds' if net.config.dims == 1 else 'clips'}, not pictures: "
+                "`fastdiff generate` (fastdiff.apps.timed) is what works with it"
+            )
         self.net = net
         self.call = call or net
         self.schedule, self.prediction, self.labels = net.schedule, net.prediction, net.labels
+        self.noise = net.noise
         self.size = (net.config.image_size, net.config.image_size)
         self.multiple = net.config.multiple
 

@@ -19,6 +19,7 @@ from fastdiff.events import Event
 from fastdiff.guidance import Guidance
 from fastdiff.plan import Plan
 from fastdiff.sampling import sample
+from fastdiff.uniform_noise import UniformNoise
 
 Progress = Callable[[int], object]
 Cancel = Callable[[], bool]
@@ -128,10 +129,14 @@ class Work:
         if self.scale != 1.0:
             unconditional = unconditional or source.conditioning([self.negative] * len(prompts))
             arguments["guidance"] = Guidance(self.scale, unconditional)
+        seeds = self.seeds[images]
+        if getattr(source, "noise", "gaussian") == "uniform":  # a model trained on it
+            arguments["noise"] = UniformNoise(seeds)
+        else:
+            arguments["seed"] = seeds
         x = sample(
             self.model or source,
             sampler=self.plan,
-            seed=self.seeds[images],
             device=source.device,
             callback=watch,
             **arguments,
