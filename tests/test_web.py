@@ -11,6 +11,7 @@ from importlib import resources
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("starlette", reason="the page needs the extra 'ui'")
 pytest.importorskip("uvicorn", reason="the page needs the extra 'ui'")
@@ -19,6 +20,7 @@ from fastdiff.apps import generate
 from fastdiff.images import read_recipe, to_pictures
 from fastdiff.web.limits import Limits
 from fastdiff.web.serve import Site
+from fastdiff.web.table import OPERATIONS
 from web_client import LIMITS, Client, Watched, encoded, photograph, pixels, serving
 
 pytest_plugins = ["web_fixtures"]
@@ -172,6 +174,32 @@ def test_a_picture_carries_the_recipe_that_makes_it_again(client: Client, visit:
         "count": 1,
     }
     assert back["operation"] == "generate" and wanted.items() <= back["fields"].items() and not back["notes"]
+
+
+@pytest.mark.parametrize("operation", [name for name, one in OPERATIONS.items() if one.picture])
+def test_every_operation_makes_pictures_and_restores_its_settings(
+    client: Client, visit: str, operation: str
+) -> None:
+    if not OPERATIONS[operation].offered:
+        pytest.skip(f"fastdiff.apps.{OPERATIONS[operation].app} is not installed")
+    picture = client.upload(visit, encoded(photograph(30, 22)))
+    mask = client.upload(visit, encoded(Image.new("L", (30, 22), 255)))
+    inputs = {
+        name: made["id"]
+        for name, made in (("picture", picture), ("mask", mask))
+        if getattr(OPERATIONS[operation], name)
+    }
+    few = {field.name for field in OPERATIONS[operation].fields(Watched())}
+    asked = {name: value for name, value in {"steps": 3, "seed": 9, "prompt": "cat"}.items() if name in few}
+    job = client.made(visit, operation, **asked, **inputs)
+    png = client.picture(visit, job["results"][0]["id"])
+    assert (job["before"]["width"], job["before"]["height"]) == pixels(png).shape[1::-1]
+    assert pixels(client.picture(visit, job["before"]["id"])).shape == pixels(png).shape
+    assert job["step"] == job["steps"] > 0 and np.ptp(pixels(png)) > 0
+    recipe = read_recipe(io.BytesIO(png))
+    assert operation == "outpaint" or recipe["inputs"]["picture"] == picture["digest"]
+    back = client.upload(visit, png)["recipe"]
+    assert back["operation"] == operation and asked.items() <= back["fields"].items() and not back["notes"]
 
 
 def test_the_same_seed_twice_is_the_same_picture(client: Client, visit: str) -> None:

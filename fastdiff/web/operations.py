@@ -106,19 +106,27 @@ def sampling_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of an application: fields left empty are left to it, and a sampler's options are read."""
     arguments = {name: value for name, value in values.items() if value is not None}
     options = arguments.pop("options", None)
-    if "sampler" in arguments and options:
+    if options and "sampler" not in arguments:
+        raise ValueError("options belong to a sampler: choose one")
+    if options:
         arguments["sampler"], arguments["options"] = parse_sampler(f"{arguments['sampler']}:{options}")
     return arguments
 
 
-def sampling(source: Source, *, steps: int = 20, count: int = 16) -> tuple[Field, ...]:
-    """The fields of every operation that samples; count: how many pictures it may be asked for, 0: always one."""
+def sampling(
+    source: Source, *, steps: int | None = 20, sampler: str | None = "dpmpp_2m", count: int = 16
+) -> tuple[Field, ...]:
+    """The fields of every operation that samples.
+
+    steps, sampler: what the page begins with; None: left to the application. count: how many pictures may be
+    asked for, 0: always one.
+    """
     fields = [
         Field("count", "How many", "integer", 1, 1, count, few=True),
         Field("steps", "Steps", "integer", steps, 1, 250, hint="More steps are slower and often finer."),
         Field("guidance", "Guidance", "number", None, 0, 30, 0.1,
               hint=f"How strongly to follow the prompt; 1 is not at all. Empty: {source.guidance:g}."),
-        Field("sampler", "Sampler", "choice", "dpmpp_2m", choices=(*sorted(SAMPLERS), adaptive.NAME)),
+        Field("sampler", "Sampler", "choice", sampler, choices=(*sorted(SAMPLERS), adaptive.NAME)),
         Field("options", "Sampler options", "text", hint="Such as eta=0.5, with commas between several."),
         Field("spacing", "Spacing of the steps", "choice", None, choices=(*TIMESTEPS, *RATIOS)),
     ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fastdiff.apps.source import Source
@@ -44,9 +45,14 @@ def edit_fields(source: Source) -> tuple[Field, ...]:
 
 def denoise_fields(source: Source) -> tuple[Field, ...]:
     """The form of `denoise`."""
-    noise = Field("noise", "Noise", "number", None, 0, 128, 0.5, few=True,
-                  hint="Its standard deviation, of 0 to 255. Empty: estimated from the picture.")  # fmt: skip
-    return (noise, *sampling(source, count=0))
+    own = (
+        Field("noise", "Noise", "number", None, 0, 255, 0.5, few=True,
+              hint="Its standard deviation, of 0 to 255. Empty: estimated from the picture."),
+        Field("average", "Looks", "integer", 1, 1, 16, few=True,
+              hint="More looks at the picture, averaged, clean better; each costs as much as the first."),
+    )  # fmt: skip
+    shared = sampling(source, steps=1, sampler=None, count=0)
+    return (*own, *(field for field in shared if field.name in ("steps", "sampler", "options", "seed")))
 
 
 def inpaint_fields(source: Source) -> tuple[Field, ...]:
@@ -74,17 +80,22 @@ def restyle_fields(source: Source) -> tuple[Field, ...]:
     methods = ("structure", "inversion", "sdedit")
     return (
         prompt(source, label="In the style of"),
-        strength("How far it goes: 0 is the picture itself."),
+        strength("How far it goes: 0 is the picture itself.", 0.6),
         Field("method", "Method", "choice", methods[0], choices=methods, few=True,
-              hint="structure keeps the large shapes, inversion the composition, sdedit only the rough colours."),
-        prompt(source, name="of", label="What the picture shows"),
-        *sampling(source, count=0),
+              hint="structure keeps light and shade, inversion outlines, sdedit only rough colours."),
+        Field("colours", "Colours", "choice", "label", choices=("label", "photo"),
+              hint="photo keeps those of the picture: only light and shade are restyled."),
+        replace(prompt(source, name="of", label="What the picture shows"), few=False,
+                hint="If the model knows it; only for inversion."),
+        Field("coarse", "Coarseness", "integer", 8, 2, 256,
+              hint="Side in pixels of the smallest light and shade that structure keeps."),
+        *sampling(source, sampler=None),
     )  # fmt: skip
 
 
-def strength(hint: str) -> Field:
+def strength(hint: str, default: float = 0.5) -> Field:
     """How far from the picture."""
-    return Field("strength", "Strength", "number", 0.5, 0, 1, 0.05, hint=hint, few=True, slider=True)
+    return Field("strength", "Strength", "number", default, 0, 1, 0.05, hint=hint, few=True, slider=True)
 
 
 def soft() -> tuple[Field, ...]:
@@ -93,6 +104,11 @@ def soft() -> tuple[Field, ...]:
         Field("feather", "Soft edge", "integer", None, 0, 64, hint="Pixels over which old and new blend."),
         Field("resample", "Rounds", "integer", None, 1, 20, hint="More rounds fit the new part in better."),
     )
+
+
+def towards(prepare: Callable[..., Any], source: Source, values: dict[str, Any], inputs: Inputs) -> Prepared:
+    """An application that takes a picture and a prompt, which may be None."""
+    return Prepared(prepare(inputs.picture, values.pop("prompt", None), model=source, **values))
 
 
 def from_picture(
@@ -121,13 +137,13 @@ OPERATIONS: dict[str, Operation] = {
         Operation("generate", "Generate", "Generate", "New pictures from noise.", "generate",
                   generate_fields, generate),
         Operation("edit", "Edit", "Edit", "A picture of yours, towards something else.", "edit", edit_fields,
-                  from_picture, picture=True),
+                  towards, picture=True),
         Operation("inpaint", "Inpaint", "Inpaint", "Paint over what is to be made anew.", "inpaint", inpaint_fields,
                   inpaint, picture=True, mask=True),
         Operation("outpaint", "Extend", "Extend", "More around a picture.", "inpaint", outpaint_fields, outpaint,
                   picture=True),
         Operation("restyle", "Restyle", "Restyle", "A photograph in another style, its structure kept.", "restyle",
-                  restyle_fields, from_picture, picture=True),
+                  restyle_fields, towards, picture=True),
         Operation("denoise", "Denoise", "Denoise", "A noisy photograph made clean.", "denoise", denoise_fields,
                   from_picture, picture=True),
         Operation("upscale", "Upscale", "Upscale", "A picture made larger, with detail that fits it.", "upscale",
