@@ -106,7 +106,7 @@ class Trainer:
         finite = math.isfinite(loss) and math.isfinite(norm)
         if not finite and (not self.scale.active or self.scale.exhausted):
             self.optimizer.zero_grad()
-            raise Diverged(f"step {self.step}: loss {loss}, gradient norm {norm}: lower lr")
+            raise self._diverged(loss, norm)
         rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -120,6 +120,16 @@ class Trainer:
         return Progress(
             self.step, self.config.steps, self.step * self.pictures, loss, norm, rate, self.seconds
         )
+
+    def _diverged(self, loss: float, norm: float) -> Diverged:
+        """What went wrong in this step."""
+        x0, given = self.examples.draw(self.step, self.pictures)
+        torn = [name for name, value in {"examples": x0, **given}.items() if not value.isfinite().all()]
+        if torn:
+            return Diverged(
+                f"step {self.step}: the {' and '.join(torn)} hold NaN or infinity: check the data"
+            )
+        return Diverged(f"step {self.step}: loss {loss}, gradient norm {norm}: lower lr")
 
     def _backward(self) -> tuple[float, float]:
         """The loss and the norm of the gradient, which is set, averaged over the processes and clipped."""
