@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from fastdiff.cli.jobs import add_ways, job_of
-from fastdiff.cli.options import add_sampling, settings_of
+from fastdiff.cli.options import add_sampling, model_of, settings_of, timed_model
 
 if TYPE_CHECKING:
     from fastdiff.apps.source import Source
@@ -66,6 +67,11 @@ def run(args: argparse.Namespace) -> int:
     from fastdiff.apps.compare import Comparison
     from fastdiff.cli.output import Output
 
+    timed = timed_model(args)
+    if timed is not None:
+        from fastdiff.cli import recordings
+
+        return recordings.run(args, timed, given(args, recordings.parse_sides))
     job = job_of(args, arguments(args))
     if args.show_steps and isinstance(job, Comparison):
         raise ValueError("--show-steps shows the steps of one sampler: leave it out with --compare")
@@ -97,22 +103,27 @@ def arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `fastdiff.apps.generate.prepare`: those given, else the recipe's, else none (its defaults)."""
     from fastdiff.apps.source import source_of
 
-    given = settings_of(args)
-    given |= {name: getattr(args, name) for name in ("count", "tile") if getattr(args, name) is not None}
-    if args.size is not None:
-        given["size"] = parse_size(args.size)
-    if args.label is not None:
-        given["prompts"] = [name.strip() for name in args.label.split(",") if name.strip()]
-    source = source_of(args.model, device=args.device)
+    source = source_of(model_of(args), device=args.device)
     merged = {
         **(from_recipe(args.recipe, source, own=args.model is not None) if args.recipe else {}),
-        **given,
+        **given(args),
     }
     merged.setdefault("prompts", ["all"])
     if "count" not in merged:
         classes = len(source.labels) if merged["prompts"] == ["all"] else len(merged["prompts"])
         merged["count"] = -(-DEFAULT_COUNT // max(classes, 1))
     return {**merged, "model": source}
+
+
+def given(args: argparse.Namespace, size: Callable[[str], Any] | None = None) -> dict[str, Any]:
+    """The arguments of `prepare` that the command line holds, but for the model. size: reads --size."""
+    found = settings_of(args)
+    found |= {name: getattr(args, name) for name in ("count", "tile") if getattr(args, name) is not None}
+    if args.size is not None:
+        found["size"] = (size or parse_size)(args.size)
+    if args.label is not None:
+        found["prompts"] = [name.strip() for name in args.label.split(",") if name.strip()]
+    return found
 
 
 def parse_size(text: str) -> tuple[int, int]:

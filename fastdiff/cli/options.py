@@ -23,6 +23,8 @@ def add_sampling(parser: argparse.ArgumentParser, *, steps: int = 20, sampler: s
         metavar="X",
         help="how strongly to follow the label or prompt; 1 is not at all (default: the model's usual, 2 if bundled)",
     )
+    how("--lora", metavar="FILE", help="join this adapter, made by fastdiff train --lora, to the model")
+    how("--lora-strength", type=float, metavar="X", help="how far the adapter goes (default 1)")
     how("--model", metavar="FILE", help="a checkpoint made by fastdiff train (default: the bundled one)")
     how(
         "--batch", type=int, metavar="N", help="pictures made at once, which bounds memory (default: by size)"
@@ -39,3 +41,32 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.sampler is not None:
         given["sampler"], given["options"] = parse_sampler(args.sampler)
     return given
+
+
+def model_of(args: argparse.Namespace) -> Any:
+    """What --model, --lora and --lora-strength name: None, a path, or a checkpoint with an adapter joined to it."""
+    if args.lora is None:
+        if args.lora_strength is not None:
+            raise ValueError("--lora-strength belongs with --lora FILE")
+        return args.model
+    from fastdiff import models
+    from fastdiff.apps.source import pick_device
+    from fastdiff.models.lora import adapted, load_adapter
+
+    adapter = load_adapter(args.lora)
+    base = models.load(args.model, device=pick_device(args.device))
+    return adapted(base, adapter, strength=1.0 if args.lora_strength is None else args.lora_strength)
+
+
+def timed_model(args: argparse.Namespace) -> Any:
+    """The checkpoint that --model names if it makes sounds or clips, else None."""
+    if args.model is None or not args.model.endswith(".safetensors"):
+        return None
+    from fastdiff import models
+    from fastdiff.apps.source import pick_device
+
+    if models.checkpoint.config_of(args.model).dims == 2:
+        return None
+    if args.lora is not None:
+        raise ValueError("--lora is for models of pictures: this one makes sounds or clips")
+    return models.load(args.model, device=pick_device(args.device))

@@ -185,6 +185,22 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def config_of(path: str | os.PathLike[str]) -> UNetConfig:
+    """The shape of a checkpoint's network, from its header alone. Raises as `load` does."""
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} does not exist: give a .safetensors file that `fastdiff train` wrote"
+        )
+    try:
+        with safe_open(file, "pt") as opened:
+            return _model_of(opened.metadata() or {}).config
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is truncated or no safetensors file ({error}): get it again") from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{file} is no usable checkpoint: {error}") from None
+
+
 def _model_of(metadata: Mapping[str, str]) -> TrainedUNet:
     """The model that the metadata describes, on the meta device: no memory is spent on what may be a lie."""
     if KEY not in metadata:

@@ -87,6 +87,8 @@ def adapted(base: TrainedUNet, adapter: Adapter, *, strength: float = 1.0) -> Tr
     table, row = state["label.weight"], adapter.embedding.to(base.label.weight.device)
     row = table[-1] + strength * (row - table[-1])
     state["label.weight"] = torch.cat([table[:-1], row[None], table[-1:]])
+    if "colours" in state:  # those of the null class, too
+        state["colours"] = torch.cat([state["colours"], state["colours"][-1:]])
     with torch.device("meta"):
         model = TrainedUNet(
             replace(base.config, num_classes=base.config.num_classes + 1),
@@ -94,6 +96,7 @@ def adapted(base: TrainedUNet, adapter: Adapter, *, strength: float = 1.0) -> Tr
             prediction=base.prediction,
             schedule_options=base.schedule_options,
             training=base.training_note,
+            noise=base.noise,
         )
     model.load_state_dict(state, assign=True)
     model.to(**layout(model.config.dims))
