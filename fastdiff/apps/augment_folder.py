@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.apps.augment import Augmentation
+from fastdiff.apps.restyle import scaled
 from fastdiff.apps.settings import MAX_COUNT, MAX_SIDE, check_integer
 from fastdiff.apps.work import Cancel, Progress, circumstances, digest
 from fastdiff.events import Cancelled, Event
@@ -112,12 +112,7 @@ class FolderJob:
 
     def _read(self, item: Item) -> Tensor:
         picture = read_image(self.folder / item.source)
-        height, width = picture.shape[1:]
-        if self.size is None or min(height, width) <= self.size:
-            return picture
-        scale = self.size / min(height, width)
-        shape = (round(height * scale), round(width * scale))
-        return F.interpolate(picture[None], shape, mode="bicubic", antialias=True)[0].clamp(-1, 1)
+        return picture if self.size is None else scaled(picture, self.size)
 
     def _make(self, batch: list[Item], watch: Any) -> None:
         pictures = torch.stack([self._read(item) for item in batch])

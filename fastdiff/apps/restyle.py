@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fastdiff.apps.inversion import descent, inversion, ladder, level_at
 from fastdiff.apps.picture import Frame, checked, many, scale_for
-from fastdiff.apps.settings import MAX_COUNT, Settings, check_integer, check_number
+from fastdiff.apps.settings import MAX_COUNT, MAX_SIDE, Settings, check_integer, check_number
 from fastdiff.apps.source import Source, source_of
 from fastdiff.apps.steering import Steered
 from fastdiff.apps.work import Cancel, Job, Made, Preview, Progress, Watch, Work, digest
@@ -41,7 +41,6 @@ COLOURS = ("label", "photo")
 TURNS = 3
 COARSE = 4
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-OWN = frozenset(("prompt", "strength", "method", "of", "colours", "turns", "coarse", "count"))
 
 
 def restyle(
@@ -67,6 +66,7 @@ def prepare(
     colours: str = "label",
     turns: int = TURNS,
     coarse: int = COARSE,
+    size: int | None = None,
     count: int = 1,
     model: object = None,
     device: str | None = None,
@@ -78,16 +78,17 @@ def prepare(
     for what the model makes of anything.
     strength: 0 (the photograph) to 1 (the label freely). method: "structure", "inversion" or "sdedit".
     of: what the photograph shows, for inversion, if the model knows it. turns: corrections of each inversion step, 0
-    for DDIM inversion. coarse: side in pixels of the details whose light and shade "structure" keeps. colours: "label",
-    or "photo" to keep those of the photograph (only light and shade are restyled, as in arXiv:1606.05897).
-    count: pictures, each from a seed of its own. model, device, settings: as for `fastdiff.apps.generate.prepare`; the
-    sampler of inversion is ddim unless another is given.
+    for DDIM inversion. coarse: side in pixels of the details whose light and shade "structure" keeps.
+    colours: "label", or "photo" to keep those of the photograph (only light and shade are restyled, as in
+    arXiv:1606.05897). size: a picture whose shorter side is longer is scaled down to it first, since textures have the
+    size that the model was trained on. count: pictures, each from a seed of its own. model, device, settings: as for
+    `fastdiff.apps.generate.prepare`; the sampler of inversion is ddim unless another is given.
 
     Raises ValueError or TypeError in one line for anything that could not work.
     """
     started = time.perf_counter()
     source = source_of(model, device=device)
-    photograph = checked(picture)
+    given = checked(picture)
     check_number("strength", strength, 0.0, 1.0)
     check_integer("count", count, 1, MAX_COUNT)
     check_integer("turns", turns, 0, 100)
@@ -102,6 +103,7 @@ def prepare(
             f"only inversion asks what the photograph is of: leave `of` out, or use it instead of {method}"
         )
     how = Settings(**{"sampler": "ddim" if inverted else "dpmpp_2m", **settings})
+    photograph = given if size is None else scaled(given, size)
     frame = Frame.of(photograph, source)
     task = _Task(
         source,
@@ -116,16 +118,26 @@ def prepare(
     )
     arguments = {
         "prompt": prompt, "strength": float(strength), "method": method, "of": of, "colours": colours,
-        "turns": turns, "coarse": coarse, "count": count, **how.as_dict(source, task.size),
+        "turns": turns, "coarse": coarse, "size": size, "count": count, **how.as_dict(source, task.size),
     }  # fmt: skip
     return Job(
         WAYS[method](task),
         "restyle",
         arguments,
-        inputs={"picture": digest(photograph)},
+        inputs={"picture": digest(given)},
         finish=partial(_finished, photograph, frame, colours == "photo"),
         loading=time.perf_counter() - started,
     )
+
+
+def scaled(picture: Tensor, size: int) -> Tensor:
+    """[3, H, W] scaled down so that its shorter side is `size` at most."""
+    check_integer("size", size, 1, MAX_SIDE)
+    height, width = picture.shape[1:]
+    if min(height, width) <= size:
+        return picture
+    sides = [max(1, round(side * size / min(height, width))) for side in (height, width)]
+    return F.interpolate(picture[None], sides, mode="bicubic", antialias=True)[0].clamp(-1, 1)
 
 
 @dataclass(frozen=True)
