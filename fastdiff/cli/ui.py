@@ -77,6 +77,10 @@ def check(args: argparse.Namespace) -> None:
             raise ModuleNotFoundError(REMEDY)
     if not 0 <= args.port <= 65535:
         raise ValueError(f"--port must be from 0 to 65535, got {args.port}")
+    for name in ("host", "allow_host"):
+        given = getattr(args, name)
+        if not all(given if isinstance(given, list) else [given]):
+            raise ValueError(f"--{name.replace('_', '-')} must name a host")
     if not 1 <= args.max_seconds <= 86400:
         raise ValueError(f"--max-seconds must be from 1 to 86400, got {args.max_seconds:g}")
     if args.token is not None and (

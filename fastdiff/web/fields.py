@@ -18,7 +18,7 @@ class Field:
 
     kind: "integer" | "number" (low to high), "flag", "text", "choice" (one of choices), "choices" (several of them).
     default: what the page starts with; None: the field may be left empty. few: whether it is among the few controls
-    shown first. slider: shown as a slider rather than a box.
+    shown first. slider: shown as a slider rather than a box. empty: what stands where nothing is given.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Field:
     hint: str = ""
     few: bool = False
     slider: bool = False
+    empty: str = "automatic"
 
     def read(self, value: object) -> Any:
         """The value, checked. Raises ValueError in one line for any other."""
@@ -46,7 +47,7 @@ class Field:
         return {
             "name": self.name, "label": self.label, "kind": self.kind, "default": self.default, "low": self.low,
             "high": self.high, "step": self.step, "choices": self.choices, "hint": self.hint, "few": self.few,
-            "slider": self.slider,
+            "slider": self.slider, "empty": self.empty,
         }  # fmt: skip
 
 

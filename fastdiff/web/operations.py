@@ -124,8 +124,8 @@ def sampling(
     fields = [
         Field("count", "How many", "integer", 1, 1, count, few=True),
         Field("steps", "Steps", "integer", steps, 1, 250, hint="More steps are slower and often finer."),
-        Field("guidance", "Guidance", "number", None, 0, 30, 0.1,
-              hint=f"How strongly to follow the prompt; 1 is not at all. Empty: {source.guidance:g}."),
+        Field("guidance", "Guidance", "number", None, 0, 30, 0.1, empty=f"{source.guidance:g}",
+              hint="How strongly to follow the prompt; 1 is not at all."),
         Field("sampler", "Sampler", "choice", sampler, choices=(*sorted(SAMPLERS), adaptive.NAME)),
         Field("options", "Sampler options", "text", hint="Such as eta=0.5, with commas between several."),
         Field("spacing", "Spacing of the steps", "choice", None, choices=(*TIMESTEPS, *RATIOS)),
@@ -147,4 +147,4 @@ def prompt(source: Source, *, name: str = "prompt", label: str = "Towards") -> F
     """One label or none; or a text."""
     if not source.labels:
         return Field(name, label, "text", few=True)
-    return Field(name, label, "choice", None, choices=source.labels, few=True)
+    return Field(name, label, "choice", None, choices=source.labels, few=True, empty="anything")

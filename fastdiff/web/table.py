@@ -47,7 +47,7 @@ def denoise_fields(source: Source) -> tuple[Field, ...]:
     """The form of `denoise`."""
     own = (
         Field("noise", "Noise", "number", None, 0, 255, 0.5, few=True,
-              hint="Its standard deviation, of 0 to 255. Empty: estimated from the picture."),
+              hint="Its standard deviation, of 0 to 255.", empty="estimated"),
         Field("average", "Looks", "integer", 1, 1, 16, few=True,
               hint="More looks at the picture, averaged, clean better; each costs as much as the first."),
     )  # fmt: skip
@@ -86,7 +86,7 @@ def restyle_fields(source: Source) -> tuple[Field, ...]:
         Field("colours", "Colours", "choice", "label", choices=("label", "photo"),
               hint="photo keeps those of the picture: only light and shade are restyled."),
         replace(prompt(source, name="of", label="What the picture shows"), few=False,
-                hint="If the model knows it; only for inversion."),
+                hint="If the model knows it; only for inversion.", empty="something else"),
         Field("coarse", "Coarseness", "integer", 8, 2, 256,
               hint="Side in pixels of the smallest light and shade that structure keeps."),
         *sampling(source, sampler=None),

@@ -72,7 +72,7 @@ function number(field) {
   }
   const element = make("input", {
     type: "number", ...attributes, inputmode: whole ? "numeric" : "decimal",
-    placeholder: field.default === null ? "automatic" : null,
+    placeholder: field.default === null ? field.empty : null,
   });
   return { ...numeric(element), row: labelled(field, element) };
 }
@@ -99,7 +99,7 @@ function text(field) {
 
 function choice(field) {
   const options = field.choices.map((name) => make("option", { value: name }, name.replaceAll("_", " ")));
-  if (field.default === null) options.unshift(make("option", { value: "" }, field.few ? "anything" : "automatic"));
+  if (field.default === null) options.unshift(make("option", { value: "" }, field.empty));
   const element = make("select", { name: field.name }, ...options);
   return {
     element, row: labelled(field, element), read: () => element.value || null,

@@ -39,7 +39,7 @@ function show(view = null) {
   const picture = operation.picture ? input.picture() : null;
   const compared = job?.before;
   if (picture && operation.mask) mask.fit(picture.width, picture.height, true);
-  if (view) stage.look(view);
+  if (view) stage.prefer(view);
   if (!running?.previewed) {
     stage.offer({
       result: result && { ...result, address: api.address(result.id) },

@@ -4,19 +4,18 @@ import { $, make } from "./dom.js";
 
 const frame = $("frame"), picture = $("picture"), before = $("before"), slider = $("slider");
 const TITLES = { result: "Result", compare: "Before / after", input: "Picture", mask: "Mask" };
-let shown = {}; // what there is to show: { result, before, input, ratios of each, masking }
+let shown = {}; // what there is to show
 let view = "result";
 
-/** What could be shown: { result, before, input: { address, width, height, name }, masking }. */
+/** Show one of { result, before, input: { address, width, height, name } }; masking: the input carries the mask. */
 export function offer(what) {
   shown = what;
   draw();
 }
 
-/** Choose a view: "result", "compare", "input" or "mask". */
-export function look(name) {
+/** What the next `offer` shows, if it can: "result", "compare" (with before), "input" or "mask". */
+export function prefer(name) {
   view = name;
-  draw();
 }
 
 /** A preview takes the place of everything until the next `offer`. */
@@ -61,7 +60,8 @@ function draw() {
 }
 
 function focusOn(name) {
-  look(name);
+  prefer(name);
+  draw();
   [...$("views").children].find((button) => button.textContent === TITLES[name])?.focus();
 }
 
