@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from fastdiff.cli import personalise
+from fastdiff.cli.personalise import add_options
+
 if TYPE_CHECKING:
     from fastdiff.training import TrainConfig
 
@@ -21,8 +24,12 @@ examples:
   fastdiff train --init bundled --data my_pictures --out mine --steps 500
   fastdiff train --config configs/examples/flow.json --data data/train --out run --processes 2
   fastdiff generate --model run/model.safetensors --label brick --out brick.png
+  fastdiff train --lora my_pictures --label my_cat --out my_cat.safetensors
+  fastdiff train --make-data notes --of sounds                   or clips: see docs/audio-video.md
 docs/training.md tells of every setting.
 """
+NOTES, CLIPS = 300, 300
+"""Of each class, in the data sets of sounds and clips."""
 FINE_TUNING = {"lr": 1e-4, "warmup": 50}
 """What differs from a run's defaults where it goes on with a network and no --config is given."""
 
@@ -64,21 +71,28 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument(
-        "--make-data", type=Path, metavar="DIR", help="only write the bundled model's data set"
+        "--make-data", type=Path, metavar="DIR", help="only write a data set, the bundled model's"
     )
+    parser.add_argument(
+        "--of", choices=("pictures", "sounds", "clips"), default="pictures",
+        help="which data set: the bundled model's pictures, notes of instruments, or moving shapes",
+    )  # fmt: skip
+    add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, or write the data set."""
     if args.make_data is not None:
-        return make_data(args.make_data, quiet=args.quiet)
+        return make_data(args.make_data, of=args.of, quiet=args.quiet)
+    if args.threads is not None:
+        set_threads(args.threads)
+    if args.lora is not None:
+        return personalise.run(args, checkpoint_of(args.init))
     if args.data is None or args.out is None:
         raise ValueError("train needs --data DIR and --out DIR (or --make-data DIR)")
     if args.processes < 1:
         raise ValueError(f"--processes must be at least 1, got {args.processes}")
-    import torch
-
     from fastdiff.training import Progress, train
     from fastdiff.training.processes import launch
 
@@ -86,10 +100,6 @@ def run(args: argparse.Namespace) -> int:
     config = settings(args, init)
     if args.processes > 1 and "WORLD_SIZE" not in os.environ:
         return launch(args.processes, command_line(args))
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {args.threads}")
-        torch.set_num_threads(args.threads)
     first = os.environ.get("RANK", "0") == "0"
     # disable=None: no bar where stderr is no terminal
     with tqdm(total=config.steps, desc="train", unit="step", disable=args.quiet or not first or None) as bar:
@@ -106,6 +116,15 @@ def run(args: argparse.Namespace) -> int:
         seen = trainer.step * trainer.pictures
         print(f"{trainer.step} steps, {seen} pictures seen: {args.out / 'model.safetensors'}")
     return 0
+
+
+def set_threads(count: int) -> None:
+    """Set the number of torch's CPU threads. ValueError for less than 1."""
+    import torch
+
+    if count < 1:
+        raise ValueError(f"--threads must be at least 1, got {count}")
+    torch.set_num_threads(count)
 
 
 def checkpoint_of(name: str | None) -> Path | None:
@@ -144,11 +163,20 @@ def command_line(args: argparse.Namespace) -> list[str]:
     return ["train", *values, *(name for name, on in flags if on)]
 
 
-def make_data(out: Path, *, quiet: bool) -> int:
-    """Write the bundled model's data set."""
+def make_data(out: Path, *, of: str, quiet: bool) -> int:
+    """Write a data set: the bundled model's pictures, or one of sounds or clips."""
+    from fastdiff.training.instruments import INSTRUMENTS, write_notes
     from fastdiff.training.make_dataset import CLASSES, SPLITS, make_dataset
+    from fastdiff.training.moving import MOTIONS, write_clips
 
-    with tqdm(total=len(CLASSES) * len(SPLITS), desc="data", unit="class", disable=quiet or None) as bar:
-        make_dataset(out, on_class=bar.update)
-    print(f"{out}: train on {out / 'train'}, {out / 'test'} is held out")
+    total = {"pictures": len(CLASSES) * len(SPLITS), "sounds": len(INSTRUMENTS), "clips": len(MOTIONS)}[of]
+    with tqdm(total=total, desc="data", unit="class", disable=quiet or None) as bar:
+        if of == "sounds":
+            write_notes(out, count=NOTES, on_class=bar.update)
+        elif of == "clips":
+            write_clips(out, count=CLIPS, on_class=bar.update)
+        else:
+            make_dataset(out, on_class=bar.update)
+    held = f"{out}: train on {out / 'train'}, {out / 'test'} is held out"
+    print(held if of == "pictures" else f"{out}: train on it with a configuration of configs/examples")
     return 0

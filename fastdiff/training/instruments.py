@@ -18,8 +18,8 @@ from fastdiff.sounds import as_wav
 Wave = npt.NDArray[Any]
 Instrument = Callable[[int, int, float, np.random.Generator], Wave]
 
-LOWEST, SEMITONES = 220.0, 24
-"""Notes are drawn from the semitones of two octaves above the A below middle C."""
+LOWEST, SEMITONES = 220.0, 12
+"""Notes are drawn from the semitones of the octave above the A below middle C."""
 
 PARTIALS = (1.0, 2.0, 2.4, 3.0, 4.2, 5.43)
 """Of a bell, to its strike note: hum left out, a minor third among them (Fletcher and Rossing 1998, chapter 21)."""

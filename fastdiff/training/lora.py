@@ -31,6 +31,7 @@ from fastdiff.training.sheet import sample_labels, write_sheet
 from fastdiff.training.start import settings_of
 from fastdiff.training.trainer import Trainer
 
+STEPS = 200
 MOST_PICTURES = 1000
 PRIOR_SHARE = 0.25
 """Of a batch, where the checkpoint's own pictures are used."""
@@ -155,7 +156,7 @@ def personalise(
     file: Path,
     *,
     base: TrainedUNet,
-    steps: int = 300,
+    steps: int = STEPS,
     batch: int = 8,
     rank: int = 8,
     lr: float = 2e-3,
@@ -165,19 +166,18 @@ def personalise(
     seed: int = 0,
     precision: str = "bfloat16",
     resume: bool = False,
-    overwrite: bool = False,
     device: str = "cpu",
     on_step: Callable[[Progress], object] | None = None,
 ) -> Adapter:
     """Teach `base` the label from the pictures of a folder, and write the adapter to `file`, a .safetensors file.
 
     prior: pictures that the base makes of its own labels first, against forgetting; 0 for none. margin: how much larger
-    than the crops drawn from it a picture is held. State, log and sample sheets go to the folder named as `file` without
-    its suffix; resume: go on with the run there, bit for bit as if it had not stopped.
+    than the crops drawn from it a picture is held. State, log and sample sheets go to the folder named as `file` is but
+    for its suffix; resume: go on with the run there, bit for bit as if it had not stopped.
     Raises ValueError or OSError, in one line, before any work, for what could not work.
     """
     check_label(label)
-    _check(base, label, file, rank=rank, prior=prior, resume=resume, overwrite=overwrite)
+    _check(base, label, file, rank=rank, prior=prior, resume=resume)
     options = {"base": fingerprint(base.state_dict()), "rank": rank, "prior": prior}
     config = settings_of(
         base, steps=steps, batch=batch, micro=max(1, batch // 2), lr=lr, warmup=min(20, steps), cooldown=steps // 2,
@@ -203,7 +203,7 @@ def read_pictures(folder: Path, size: int) -> Tensor:
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
     if not 1 <= len(files) <= MOST_PICTURES:
         raise ValueError(
-            f"{folder} holds {len(files)} pictures ({', '.join(sorted(SUFFIXES))}): give 5 to 20"
+            f"{folder} holds {len(files)} pictures ({' '.join(sorted(SUFFIXES))}): give 5 to 20"
         )
     return torch.stack([read_square(file, size) for file in files])
 
@@ -221,9 +221,7 @@ def own_samples(base: TrainedUNet, count: int, *, seed: int, device: str = "cpu"
     return torch.cat(parts).cpu(), label
 
 
-def _check(
-    base: TrainedUNet, label: str, file: Path, *, rank: int, prior: int, resume: bool, overwrite: bool
-) -> None:
+def _check(base: TrainedUNet, label: str, file: Path, *, rank: int, prior: int, resume: bool) -> None:
     if base.config.dims != 2 or base.config.image_channels != 3 or base.corruption or base.config.context_dim:
         raise ValueError(
             "adapters are trained for models that make coloured pictures by label, from noise: this is another"
@@ -235,7 +233,9 @@ def _check(
     for name, value, low, high in (("rank", rank, 1, 256), ("prior", prior, 0, 4096)):
         if not low <= value <= high:
             raise ValueError(f"{name} must be from {low} to {high}, got {value}")
-    check_writable(file, overwrite=overwrite or resume)
+    if file.exists() and not resume:
+        raise FileExistsError(f"{file} exists: pass --resume to go on with its run, or choose another name")
+    check_writable(file, overwrite=True)
 
 
 def _built(base: TrainedUNet, config: TrainConfig, labels: tuple[str, ...], *, rank: int) -> TrainedUNet:
