@@ -144,7 +144,7 @@ def prompts(source: Source) -> Field:
 
 
 def prompt(source: Source, *, name: str = "prompt", label: str = "Towards") -> Field:
-    """One label or none; or a text."""
+    """One label, or none, which is what the page begins with; or a text."""
     if not source.labels:
         return Field(name, label, "text", few=True)
     return Field(name, label, "choice", None, choices=source.labels, few=True, empty="anything")

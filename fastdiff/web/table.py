@@ -79,7 +79,7 @@ def restyle_fields(source: Source) -> tuple[Field, ...]:
     """The form of `restyle`."""
     methods = ("structure", "inversion", "sdedit")
     return (
-        prompt(source, label="In the style of"),
+        replace(prompt(source, label="In the style of"), default=next(iter(source.labels), None)),
         strength("How far it goes: 0 is the picture itself.", 0.6),
         Field("method", "Method", "choice", methods[0], choices=methods, few=True,
               hint="structure keeps light and shade, inversion outlines, sdedit only rough colours."),

@@ -4,16 +4,16 @@ import { $, make } from "./dom.js";
 
 const controls = new Map(); // name -> { field, read(), write(value), element }
 
-/** Show the controls of an operation, keeping the values that the old and the new form have in common. */
+/** Show the controls of an operation, with their defaults; the seed stays. */
 export function build(fields) {
-  const before = values();
   controls.clear();
   const few = [], rest = [];
   for (const field of fields) {
     const control = field.name === "seed" ? seedControl(field) : MAKERS[field.kind](field);
     controls.set(field.name, { field, ...control });
-    control.write(field.name in before && field.name !== "count" ? before[field.name] : field.default);
-    if (field.name !== "seed") (field.few ? few : rest).push(control.row);
+    if (field.name === "seed") continue;
+    control.write(field.default);
+    (field.few ? few : rest).push(control.row);
   }
   $("few").replaceChildren(...paired(few));
   $("rest").replaceChildren(...rest);
@@ -80,6 +80,7 @@ function number(field) {
 function seedControl(field) {
   const element = $("field-seed");
   element.max = field.high;
+  element.value ||= field.default;
   return numeric(element);
 }
 

@@ -23,7 +23,10 @@ export function preview(image) {
   frame.hidden = false;
   $("empty").hidden = true;
   frame.className = "previewing";
-  hide(before, $("mask"), $("cut"), $("compare"), $("brush"));
+  for (const part of [before, $("mask"), $("cut"), $("compare"), $("brush"), $("download"), $("use")]) part.hidden = true;
+  $("views").replaceChildren();
+  $("results").replaceChildren();
+  $("caption").textContent = "Preview";
   picture.onload = () => ratio(picture.naturalWidth, picture.naturalHeight);
   picture.alt = "Preview";
   picture.src = image;
@@ -67,10 +70,6 @@ function focusOn(name) {
 
 function ratio(width, height) {
   frame.style.setProperty("--ratio", width / height);
-}
-
-function hide(...parts) {
-  for (const part of parts) part.hidden = true;
 }
 
 function cut() {
