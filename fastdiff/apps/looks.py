@@ -20,7 +20,7 @@ FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 class Looks:
     """`count` looks: the picture turned over its axes in four ways, then the same again, shifted.
 
-    picture: [3, H, W]. shifts: (down, right) of each group of four looks. frame: what the model sees.
+    picture: [C, H, W]. shifts: (down, right) of each group of four looks. frame: what the model sees.
     """
 
     MOST: ClassVar[int] = 16
@@ -40,13 +40,17 @@ class Looks:
         frame = Frame(picture.shape[-1] + right, picture.shape[-2] + down, source.multiple)
         return cls(picture, count, shifts, frame)
 
+    def on(self, picture: Tensor) -> Looks:
+        """The same looks at another picture of that size, or at a mask [1, H, W]."""
+        return replace(self, picture=picture)
+
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) of each look."""
         return self.frame.size
 
     def seen(self, images: slice) -> Tensor:
-        """The looks of a slice: [b, 3, height, width]."""
+        """The looks of a slice: [b, C, height, width]."""
         return torch.stack([self._seen(i) for i in range(*images.indices(self.count))])
 
     def merged(self, images: Tensor) -> Tensor:
