@@ -51,6 +51,7 @@ FLOORS: dict[str, int] = {
         [
             "nn",
             "images",
+            "watermark",
             "sounds",
             "clips",
             "models",

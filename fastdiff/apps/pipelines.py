@@ -107,6 +107,8 @@ class PipelineSource:
     def mixed(
         self, first: Sequence[str | None], second: Sequence[str | None], weights: Sequence[float]
     ) -> dict[str, Any]:
+        if list(first) == list(second):
+            return self.conditioning(first)
         if not self.takes_text:
             raise ValueError(
                 f"{type(self.pipe).__name__} has no prompts between two others: interpolate seeds only"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastdiff import schedules
+from fastdiff import schedules, watermark
 from fastdiff.adaptive import AdaptivePlan
 from fastdiff.apps.source import Source
 from fastdiff.levels import DiscreteTime
@@ -26,7 +26,7 @@ class Settings:
     sampler, options, steps: as for `fastdiff.sample`. spacing: how the steps lie on the model's schedule.
     guidance: scale of classifier-free guidance, 1 for none; None: the model's usual one. negative: the prompt of the
     unconditional branch, where the model takes text. seed: image i of a job is made from seed + i alone.
-    batch: images made at once, which bounds memory; None: chosen by size.
+    batch: images made at once, which bounds memory; None: chosen by size. watermark: files hold an invisible mark too.
     """
 
     steps: int = 20
@@ -37,6 +37,7 @@ class Settings:
     negative: str | None = None
     seed: int = 0
     batch: int | None = None
+    watermark: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampler, str):
@@ -75,12 +76,20 @@ class Settings:
         return self.batch or max(1, source.batch_pixels // (size[0] * size[1]))
 
     def as_dict(self, source: Source, size: tuple[int, int]) -> dict[str, Any]:
-        """JSON data of a recipe: every setting, with what was left open filled in; negative only where it was given."""
+        """JSON data of a recipe: every setting, what was left open filled in; negative and watermark only if given.
+
+        Raises ValueError for a size too small for a watermark.
+        """
         own = {
             "steps": self.steps, "sampler": self.sampler, "options": dict(self.options), "spacing": self.spacing,
             "seed": self.seed, "guidance": self.scale(source), "batch": self.batch_of(source, size),
         }  # fmt: skip
-        return own if self.negative is None else own | {"negative": self.negative}
+        if self.negative is not None:
+            own["negative"] = self.negative
+        if self.watermark:
+            watermark.check_size(*size)
+            own["watermark"] = True
+        return own
 
 
 def size_of(size: int | Sequence[int] | None, source: Source) -> tuple[int, int]:

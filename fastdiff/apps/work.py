@@ -47,14 +47,24 @@ class Made:
     alone: tuple[Mapping[str, Any], ...] = ()
 
     def recipe_of(self, index: int) -> dict[str, Any]:
-        """The recipe of image `index` alone."""
+        """The recipe of image `index` alone.
+
+        Its last bits depend on how many were made at once: "together" holds what the image's micro-batch was made from
+        (prompts, count, first seed) and the image's place in it.
+        """
         if self.alone:
             return self.recipe | dict(self.alone[index])
         arguments = self.recipe["arguments"]
         alone = {"prompts": [self.prompts[index]], "count": 1, "seed": self.seeds[index]}
-        return self.recipe | {
+        recipe = self.recipe | {
             "arguments": arguments | {name: alone[name] for name in alone if name in arguments}
         }
+        batch = arguments.get("batch", 1)
+        first = index // batch * batch
+        together = {"prompts": list(self.prompts[first : first + batch]), "seed": self.seeds[first]}
+        if len(together["prompts"]) > 1:
+            recipe["together"] = together | {"count": len(together["prompts"]), "index": index - first}
+        return recipe
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from fastdiff.apps.source import Source
     from fastdiff.apps.work import Made
 
-DEFAULT_COUNT = 16  # pictures in all, if --count is not given
+DEFAULT_COUNT = 16  # pictures in all, if --count is not given and the model knows labels
+MOST_LABELS = 64  # of which pictures are made unasked
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -30,6 +31,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     what = parser.add_argument_group("what").add_argument
     what("--label", metavar="NAME,...", help="classes, with commas, or all (default all)")
+    what(
+        "--prompt",
+        metavar="TEXT",
+        action="append",
+        help="what to show, for models that take text; may be repeated",
+    )
     what(
         "--size",
         metavar="N|WxH",
@@ -43,6 +50,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     what("--tile", action="store_true", default=None, help="pictures that repeat seamlessly")
     what("--recipe", metavar="FILE.png", help="take what is not given here from a picture made before")
+    what("--like", metavar="FILE.png", help="make exactly this picture again, whatever command made it")
+    what(
+        "--image",
+        metavar="FILE",
+        help="with --like: the picture that one was made from, if it was made from one",
+    )
     add_ways(parser)
     add_sampling(parser)
     out = parser.add_argument_group("output").add_argument
@@ -64,11 +77,19 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check everything, then sample, then write."""
     started = time.perf_counter()
+    if args.like is not None:
+        from fastdiff.cli import like
+
+        return like.run(args)
+    if args.image is not None:
+        raise ValueError("--image belongs with --like; to change a picture of your own: fastdiff edit")
     from fastdiff.apps.compare import Comparison
     from fastdiff.cli.output import Output
 
     timed = timed_model(args)
     if timed is not None:
+        if args.watermark:
+            raise ValueError("sounds and clips carry no watermark: leave --watermark out")
         from fastdiff.cli import recordings
 
         return recordings.run(args, timed, given(args, recordings.parse_sides))
@@ -109,6 +130,10 @@ def arguments(args: argparse.Namespace) -> dict[str, Any]:
         **given(args),
     }
     merged.setdefault("prompts", ["all"])
+    if merged["prompts"] == ["all"] and len(source.labels) > MOST_LABELS:
+        raise ValueError(f"the model knows {len(source.labels)} labels: name some with --label")
+    if "count" not in merged and not source.labels:
+        merged["count"] = 1
     if "count" not in merged:
         classes = len(source.labels) if merged["prompts"] == ["all"] else len(merged["prompts"])
         merged["count"] = -(-DEFAULT_COUNT // max(classes, 1))
@@ -121,6 +146,10 @@ def given(args: argparse.Namespace, size: Callable[[str], Any] | None = None) ->
     found |= {name: getattr(args, name) for name in ("count", "tile") if getattr(args, name) is not None}
     if args.size is not None:
         found["size"] = (size or parse_size)(args.size)
+    if args.prompt is not None:
+        if args.label is not None:
+            raise ValueError("give --label or --prompt, not both")
+        found["prompts"] = args.prompt
     if args.label is not None:
         found["prompts"] = [name.strip() for name in args.label.split(",") if name.strip()]
     return found

@@ -25,9 +25,20 @@ def add_sampling(parser: argparse.ArgumentParser, *, steps: int = 20, sampler: s
     )
     how("--lora", metavar="FILE", help="join this adapter, made by fastdiff train --lora, to the model")
     how("--lora-strength", type=float, metavar="X", help="how far the adapter goes (default 1)")
-    how("--model", metavar="FILE", help="a checkpoint made by fastdiff train (default: the bundled one)")
+    how("--negative", metavar="TEXT", help="what to go away from: a prompt, or a label")
+    how(
+        "--model",
+        metavar="PATH",
+        help="a checkpoint made by fastdiff train, or the folder of a diffusers pipeline (default: the bundled model)",
+    )
     how(
         "--batch", type=int, metavar="N", help="pictures made at once, which bounds memory (default: by size)"
+    )
+    how(
+        "--watermark",
+        action="store_true",
+        default=None,
+        help="hide a digest of the recipe in the pixels; fastdiff inspect reads it, from a JPEG copy too",
     )
     how("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
 
@@ -36,7 +47,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `fastdiff.apps.settings.Settings` that were given."""
     from fastdiff.cli.spec import parse_sampler
 
-    names = ("seed", "steps", "spacing", "guidance", "batch")
+    names = ("seed", "steps", "spacing", "guidance", "batch", "negative", "watermark")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.sampler is not None:
         given["sampler"], given["options"] = parse_sampler(args.sampler)

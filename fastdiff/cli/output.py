@@ -57,10 +57,12 @@ class Output:
         elif len(pictures) == 1:
             write_png(self.target, pictures[0], recipe=result.recipe, overwrite=self.overwrite)
         else:
-            write_png(self.target, self._sheet(result), recipe=result.recipe, overwrite=self.overwrite)
+            recipe = result.recipe | {"sheet": {"zoom": self.zoom, "captions": self.captions}}
+            write_png(self.target, self._sheet(result), recipe=recipe, overwrite=self.overwrite)
         if result.trajectory is not None:
             for path in self._strip_names():
-                write_png(path, _strip(result), recipe=result.recipe, overwrite=self.overwrite)
+                recipe = result.recipe | {"sheet": {"steps": True}}
+                write_png(path, _strip(result), recipe=recipe, overwrite=self.overwrite)
         return [*self.files, *self._strip_names()]
 
     def _names(self) -> tuple[Path, ...]:
