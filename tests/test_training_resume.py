@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -158,6 +159,22 @@ def test_a_damaged_state_changes_nothing(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no training state"):
         trainer.restore(tmp_path / "run")
     assert same(before, weights(trainer)) and trainer.step == 0
+
+
+def test_a_state_of_an_older_version_goes_on(data: Path, tmp_path: Path) -> None:
+    """One without the settings and the loss scale that came later."""
+    config = change(cooldown=0)
+    whole = train(config, data, tmp_path / "whole")
+    train(change(cooldown=0, steps=3), data, tmp_path / "run")
+    path = tmp_path / "run" / STATE
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["fastdiff.training"])
+    for name in ("scale", "pictures"):
+        del about[name]
+    for name in ("accumulate", "corruption", "noise", "times", "weighting"):
+        del about["config"][name]
+    rewrite(path, None, 0.0, about=json.dumps(about))
+    assert same(weights(whole), weights(train(config, data, tmp_path / "run", resume=True)))
 
 
 def test_how_a_step_is_split_may_change(data: Path, tmp_path: Path) -> None:

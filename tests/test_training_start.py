@@ -133,6 +133,15 @@ def test_examples_that_are_not_finite_are_named(tmp_path: Path) -> None:
     assert kept.step == 2
 
 
+def test_examples_must_be_as_many_as_asked_for() -> None:
+    class Few(Torn):
+        def draw(self, step: int, count: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            return super().draw(0, count - 1)
+
+    with pytest.raises(ValueError, match="drew 7 where 8 were asked for"):
+        Trainer(change(), Few()).advance()
+
+
 @pytest.mark.parametrize("case", ["empty class", "text", "torn"])
 def test_bad_pictures_stop_a_run_before_it_begins(
     tmp_path: Path, fastdiff: Callable[..., tuple[int, str, str]], case: str

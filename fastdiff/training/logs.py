@@ -21,7 +21,7 @@ class Logs:
         path = out / LOG
         rows = path.read_text(encoding="utf-8").splitlines()[1 : step + 1] if path.exists() else []
         path.write_text("\n".join([",".join(FIELDS), *rows]) + "\n", encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8", newline="")
+        self._file = path.open("a", encoding="utf-8", newline="", buffering=1)  # to be followed as it grows
         self._rows = csv.writer(self._file)
 
     def step(self, p: Progress) -> None:

@@ -105,7 +105,6 @@ class Trainer:
         loss, norm = self._backward()
         finite = math.isfinite(loss) and math.isfinite(norm)
         if not finite and (not self.scale.active or self.scale.exhausted):
-            self.optimizer.zero_grad()
             raise self._diverged(loss, norm)
         rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
@@ -133,6 +132,7 @@ class Trainer:
 
     def _backward(self) -> tuple[float, float]:
         """The loss and the norm of the gradient, which is set, averaged over the processes and clipped."""
+        self.optimizer.zero_grad()  # of a step that was broken off
         x0, noise, marks, given = self._draw()
         names, values = tuple(given), tuple(given.values())
         loss = 0.0
@@ -158,6 +158,8 @@ class Trainer:
         """
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         x0, given = self.examples.draw(self.step, self.pictures)
+        if len(x0) != self.pictures or any(len(value) != self.pictures for value in given.values()):
+            raise ValueError(f"the examples drew {len(x0)} where {self.pictures} were asked for")
         marks = self.objective.draw(len(x0), generator)
         noise = self.objective.noise(x0.shape, generator)
         dropped = torch.rand(len(x0), generator=generator) < self.config.label_dropout
