@@ -70,7 +70,7 @@ def prepare(
     feather: int = 0,
     resample: int = 1,
     jump: int = 5,
-    noise: float = 20.0,
+    doubt: float = 20.0,
     average: int = 1,
     count: int = 1,
     steps: int | None = None,
@@ -86,9 +86,10 @@ def prepare(
     than 12 pixels from its rim, else "sample". feather: pixels around the mask over which old and new are blended; with
     0, all that is kept is kept exactly.
     count: pictures made. resample, jump: how often each stretch of `jump` steps is walked. All of "sample".
-    noise: by how much the filling may be off, a standard deviation of 0..255. average: looks at the picture, turned
+    doubt: by how much the filling may be off, a standard deviation of 0..255. average: looks at the picture, turned
     over and shifted, whose results are averaged, 1 to 16. Both of "restore".
-    steps: None for 20, or 4 of "restore". sampler: ddim with eta 1 for "sample", if none is given. model, device, settings: as for `fastdiff.apps.generate.prepare`.
+    steps: None for 20, or 4 of "restore". sampler: ddim with eta 1 for "sample", if none is given.
+    model, device, settings: as for `fastdiff.apps.generate.prepare`.
 
     Raises ValueError, TypeError or OSError in one line for anything that could not work.
     """
@@ -100,7 +101,7 @@ def prepare(
     check_integer("resample", resample, 1, MAX_ROUNDS)
     check_integer("jump", jump, 1, 1000)
     check_integer("average", average, 1, Looks.MOST)
-    check_number("noise", noise, 0, MAX_NOISE)
+    check_number("doubt", doubt, 0, MAX_NOISE)
     source = source_of(model, device=device)
     source.check([prompt])
     weight = feathered(marked, feather)
@@ -124,8 +125,8 @@ def prepare(
             raise ValueError("method 'restore' takes neither count, resample nor spacing: use 'sample'")
         looks = Looks.of(given, source, average)
         kind, back = Averaged, looks.merged
-        work = _restoring(given, weight, prompt, source, how, looks=looks, noise=noise)
-        arguments |= {"noise": noise, "average": average, **how.as_dict(source, looks.size)}
+        work = _restoring(given, weight, prompt, source, how, looks=looks, doubt=doubt)
+        arguments |= {"doubt": doubt, "average": average, **how.as_dict(source, looks.size)}
         del arguments["spacing"]
     return kind(
         work, "inpaint", arguments, inputs={"picture": digest(given), "mask": digest(marked)},
@@ -185,11 +186,11 @@ def _sampling(
 
 def _restoring(
     picture: Tensor, weight: Tensor, prompt: str | None, source: Source, how: Settings, *, looks: Looks,
-    noise: float,
+    doubt: float,
 ) -> Work:  # fmt: skip
     if not bool((weight == 0).any()):
         raise ValueError("nothing of the picture is kept, so nothing can be restored: use method 'sample'")
-    plan, prompts = descent(source, how, noise), (prompt,) * looks.count
+    plan, prompts = descent(source, how, doubt), (prompt,) * looks.count
     smooth, holes = looks.on(filled(picture, weight)), looks.on(weight)
     shape = source.shape(1, *looks.size)
 
