@@ -71,8 +71,8 @@ def prepare(
     picture: float [3, H, W] in [-1, 1], any size. prompt: a label or text of what it shows, or None.
     factor: how many times as wide and high, 2 to 16.
     method: "restore" begins with a smooth enlargement that shrinks to the picture and improves it in a few
-    deterministic steps, for the least error; "sample" draws all detail anew from noise. doubt: by how much the smooth enlargement may
-    be off, a standard deviation of 0..255, of "restore".
+    deterministic steps, for the least error; "sample" draws all detail anew from noise. doubt: by how much the smooth
+    enlargement may be off, a standard deviation of 0..255, of "restore".
     noise: of the picture, a standard deviation of 0..255; without noise the result shrinks to the picture exactly, but
     for values that would leave [-1, 1].
     steps: None for 4, or 20 of "sample". sampler: ddim with eta 1 for "sample", if none is given. model, device,

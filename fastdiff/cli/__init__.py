@@ -15,10 +15,10 @@ from typing import NoReturn
 
 from fastdiff import __version__
 from fastdiff.choices import closest
-from fastdiff.cli import augment, bench, env, generate, inspect, plan, restyle, train, ui
+from fastdiff.cli import augment, bench, edit, env, generate, inpaint, inspect, plan, restyle, train, ui
 from fastdiff.errors import FastdiffError
 
-COMMANDS = (generate, restyle, augment, inspect, train, ui, plan, bench, env)
+COMMANDS = (generate, edit, inpaint, restyle, augment, inspect, train, ui, plan, bench, env)
 EXPECTED = (ValueError, TypeError, OSError, MemoryError, ModuleNotFoundError, FastdiffError)
 
 
