@@ -120,6 +120,14 @@ def test_a_recipe_is_checked_as_if_it_were_typed(client: Client, visit: str) -> 
     assert len(arrived["recipe"]["notes"]) == 4 and "another checkpoint" in arrived["recipe"]["notes"][-1]
 
 
+def test_what_the_page_has_no_field_for_is_said(client: Client, visit: str) -> None:
+    arguments = {"prompts": ["cat"], "window": 16, "overlap": 0.5, "batch": 3}
+    arrived = client.upload(visit, recipe_png({"command": "generate", "arguments": arguments}))
+    assert [note for note in arrived["recipe"]["notes"] if "no field" in note] == [
+        "window was 16, which this page has no field for"
+    ]
+
+
 @pytest.mark.parametrize(
     "recipe",
     [

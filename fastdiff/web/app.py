@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import AsyncIterator
 from importlib import resources
 from typing import Any
@@ -39,8 +38,6 @@ from fastdiff.web.recipes import restored
 from fastdiff.web.table import OPERATIONS, offered
 from fastdiff.web.tasks import Task
 from fastdiff.web.visits import Refused, Studio, Visit
-
-log = logging.getLogger(__name__)
 
 TYPES = {
     "html": "text/html; charset=utf-8",
@@ -271,6 +268,5 @@ async def refused_by_routing(request: Request, error: Exception) -> Response:
 
 
 async def failed(request: Request, error: Exception) -> Response:
-    """The answer to a fault of the server, which is logged."""
-    log.error("a request failed", exc_info=error)
+    """The answer to a fault of the server; it is raised again, and uvicorn logs it."""
     return refuse(500, "the server failed: its terminal says more")

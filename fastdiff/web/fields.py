@@ -19,6 +19,7 @@ class Field:
     kind: "integer" | "number" (low to high), "flag", "text", "choice" (one of choices), "choices" (several of them).
     default: what the page starts with; None: the field may be left empty. few: whether it is among the few controls
     shown first. slider: shown as a slider rather than a box. empty: what stands where nothing is given.
+    half: shares its row with the next one.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Field:
     few: bool = False
     slider: bool = False
     empty: str = "automatic"
+    half: bool = False
 
     def read(self, value: object) -> Any:
         """The value, checked. Raises ValueError in one line for any other."""
@@ -47,7 +49,7 @@ class Field:
         return {
             "name": self.name, "label": self.label, "kind": self.kind, "default": self.default, "low": self.low,
             "high": self.high, "step": self.step, "choices": self.choices, "hint": self.hint, "few": self.few,
-            "slider": self.slider, "empty": self.empty,
+            "slider": self.slider, "empty": self.empty, "half": self.half,
         }  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def sampling(
     asked for, 0: always one.
     """
     fields = [
-        Field("count", "How many", "integer", 1, 1, count, few=True),
+        Field("count", "How many", "integer", 1, 1, count, few=True, half=True),
         Field("steps", "Steps", "integer", steps, 1, 250, hint="More steps are slower and often finer."),
         Field("guidance", "Guidance", "number", None, 0, 30, 0.1, empty=f"{source.guidance:g}",
               hint="How strongly to follow the prompt; 1 is not at all."),

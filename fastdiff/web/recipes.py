@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from fastdiff.apps.settings import Settings
 from fastdiff.apps.source import Source
 from fastdiff.web.fields import short
 from fastdiff.web.operations import Operation
@@ -30,6 +34,7 @@ def restored(recipe: Mapping[str, Any], source: Source) -> dict[str, Any]:
             fields[field.name] = field.read(given[field.name])
         except ValueError as error:
             notes.append(str(error))
+    notes += _beyond(operation, given, source)
     made_with = recipe.get("checkpoint")
     if made_with != source.identity().get("checkpoint"):
         notes.append(f"made with another checkpoint ({short(made_with)}): the picture will be another one")
@@ -41,6 +46,22 @@ def restored(recipe: Mapping[str, Any], source: Source) -> dict[str, Any]:
 def _operation(command: object, arguments: object) -> Operation | None:
     """The operation whose recipes have this command."""
     return OPERATIONS.get(command) if isinstance(command, str) else None
+
+
+def _beyond(operation: Operation, given: Mapping[str, Any], source: Source) -> list[str]:
+    """A note of each argument that the form has no field for, where it is not as the application has it anyway."""
+    module = importlib.import_module(f"fastdiff.apps.{operation.app}")
+    parameters = inspect.signature(module.prepare).parameters.values()
+    usual = {p.name: p.default for p in parameters} | {
+        f.name: f.default for f in dataclasses.fields(Settings)
+    }
+    usual["guidance"] = source.guidance
+    known = {field.name for field in operation.fields(source)}
+    return [
+        f"{name} was {short(value)}, which this page has no field for"
+        for name, value in given.items()
+        if name in usual and name not in (*known, "batch", "prompts") and value != usual[name]
+    ]
 
 
 def _as_form(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ def generate_fields(source: Source) -> tuple[Field, ...]:
     (width, height), step = source.size, source.multiple
     return (
         prompts(source),
-        Field("width", "Width", "integer", width, step, MAX_SIDE, step, few=True),
-        Field("height", "Height", "integer", height, step, MAX_SIDE, step, few=True),
+        Field("width", "Width", "integer", width, step, MAX_SIDE, step, few=True, half=True),
+        Field("height", "Height", "integer", height, step, MAX_SIDE, step, few=True, half=True),
         Field("tile", "Seamless tile", "flag", False, hint="The picture repeats without a seam."),
         *sampling(source),
     )
@@ -55,24 +55,28 @@ def denoise_fields(source: Source) -> tuple[Field, ...]:
     return (*own, *(field for field in shared if field.name in ("steps", "sampler", "options", "seed")))
 
 
-def inpaint_fields(source: Source) -> tuple[Field, ...]:
-    """The form of `inpaint`."""
-    return (prompt(source), *soft(), *sampling(source))
-
-
 def outpaint_fields(source: Source) -> tuple[Field, ...]:
     """The form of `outpaint`."""
     sides = [
-        Field(side, side.capitalize(), "integer", 32, 0, 512, source.multiple, few=True)
+        Field(side, side.capitalize(), "integer", 32, 0, 512, source.multiple, few=True, half=True)
         for side in ("left", "top", "right", "bottom")
     ]
-    return (*sides, prompt(source), *soft(), *sampling(source))
+    return (*sides, *filling(source))
 
 
 def upscale_fields(source: Source) -> tuple[Field, ...]:
     """The form of `upscale`."""
-    factor = Field("factor", "Times as large", "integer", 2, 2, 8, few=True)
-    return (factor, prompt(source), *sampling(source, count=0))
+    return (
+        Field("factor", "Times as large", "integer", 2, 2, 16, few=True),
+        Field("method", "Method", "choice", "restore", choices=("restore", "sample"), few=True,
+              hint="restore stays closest to the truth, sample makes up detail."),
+        prompt(source, label="What it shows"),
+        Field("noise", "Noise in the picture", "number", 0, 0, 255, 0.5, half=True,
+              hint="Its standard deviation, of 0 to 255."),
+        Field("doubt", "Doubt", "number", 12, 0, 255, 0.5, half=True,
+              hint="Of restore: by how much a smooth enlargement may be off."),
+        *sampling(source, steps=None, sampler=None, count=0),
+    )  # fmt: skip
 
 
 def restyle_fields(source: Source) -> tuple[Field, ...]:
@@ -98,12 +102,17 @@ def strength(hint: str, default: float = 0.5) -> Field:
     return Field("strength", "Strength", "number", default, 0, 1, 0.05, hint=hint, few=True, slider=True)
 
 
-def soft() -> tuple[Field, ...]:
-    """How what is repainted joins what is kept."""
+def filling(source: Source) -> tuple[Field, ...]:
+    """How new parts are made, and how they join what is kept."""
     return (
-        Field("feather", "Soft edge", "integer", None, 0, 64, hint="Pixels over which old and new blend."),
-        Field("resample", "Rounds", "integer", None, 1, 20, hint="More rounds fit the new part in better."),
-    )
+        prompt(source),
+        Field("method", "Method", "choice", None, choices=("sample", "restore"),
+              hint="restore mends scratches and small holes, sample makes up what could be there."),
+        Field("feather", "Soft edge", "integer", 0, 0, 64, hint="Pixels over which old and new blend.", half=True),
+        Field("resample", "Rounds", "integer", 1, 1, 20, hint="More fit the new part in better.", half=True),
+        Field("average", "Looks", "integer", 1, 1, 16, hint="Of restore: more clean better, each as slow."),
+        *sampling(source, steps=None, sampler=None),
+    )  # fmt: skip
 
 
 def towards(prepare: Callable[..., Any], source: Source, values: dict[str, Any], inputs: Inputs) -> Prepared:
@@ -138,7 +147,7 @@ OPERATIONS: dict[str, Operation] = {
                   generate_fields, generate),
         Operation("edit", "Edit", "Edit", "A picture of yours, towards something else.", "edit", edit_fields,
                   towards, picture=True),
-        Operation("inpaint", "Inpaint", "Inpaint", "Paint over what is to be made anew.", "inpaint", inpaint_fields,
+        Operation("inpaint", "Inpaint", "Inpaint", "Paint over what is to be made anew.", "inpaint", filling,
                   inpaint, picture=True, mask=True),
         Operation("outpaint", "Extend", "Extend", "More around a picture.", "inpaint", outpaint_fields, outpaint,
                   picture=True),
@@ -147,7 +156,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation("denoise", "Denoise", "Denoise", "A noisy photograph made clean.", "denoise", denoise_fields,
                   from_picture, picture=True),
         Operation("upscale", "Upscale", "Upscale", "A picture made larger, with detail that fits it.", "upscale",
-                  upscale_fields, from_picture, picture=True),
+                  upscale_fields, towards, picture=True),
     )
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ export function build(fields) {
     (field.few ? few : rest).push(control.row);
   }
   $("few").replaceChildren(...paired(few));
-  $("rest").replaceChildren(...rest);
+  $("rest").replaceChildren(...paired(rest));
   $("more").hidden = rest.length === 0;
 }
 
@@ -42,9 +42,13 @@ export function point(message) {
 }
 
 function paired(rows) {
-  const at = rows.findIndex((row) => row.dataset.name === "width");
-  if (at < 0) return rows;
-  return [...rows.slice(0, at), make("div", { class: "pair" }, rows[at], rows[at + 1]), ...rows.slice(at + 2)];
+  const pairs = [];
+  for (const row of rows) {
+    const half = controls.get(row.dataset.name).field.half, last = pairs.at(-1);
+    if (half && last?.className === "pair" && last.children.length === 1) last.append(row);
+    else pairs.push(half ? make("div", { class: "pair" }, row) : row);
+  }
+  return pairs;
 }
 
 function labelled(field, element, shown = element) {
