@@ -124,8 +124,11 @@ def descent(source: Source, how: Settings, noise: float) -> Plan:
     Its steps lie on a Karras grid (arXiv:2206.00364, equation 5) between that level and the least a model sees.
     """
     process = source.schedule.process
-    top = max(noise / 127.5, LEAST)
-    ratios = karras(how.steps, LEAST, top) if how.steps > 1 and top > LEAST else [top]
+    least = max(
+        LEAST, process.level(0.0).ratio
+    )  # models trained at discrete times know none below their first
+    top = max(noise / 127.5, least)
+    ratios = karras(how.steps, least, top) if how.steps > 1 and top > least else [top]
     levels: list[Level] = [*(process.at(float(ratio)) for ratio in ratios), clean(process)]
     plan = planned(
         how.sampler, from_levels(levels), steps=how.steps, prediction=source.prediction, clip=source.clip,
