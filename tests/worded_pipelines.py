@@ -27,7 +27,10 @@ def clip_tokenizer() -> CLIPTokenizer:
     """Letters as tokens."""
     names = ["<|startoftext|>", "<|endoftext|>", *(f"{letter}</w>" for letter in LETTERS), *LETTERS]
     return CLIPTokenizer(
-        vocab={name: i for i, name in enumerate(names)}, merges=[], model_max_length=12, pad_token="<|endoftext|>"
+        vocab={name: i for i, name in enumerate(names)},
+        merges=[],
+        model_max_length=12,
+        pad_token="<|endoftext|>",
     )
 
 
@@ -43,7 +46,13 @@ def clip(*, projection: bool = False, seed: int = 7) -> Any:
 
 def t5_tokenizer() -> T5Tokenizer:
     """Letters as tokens."""
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), *((letter, -2.0) for letter in LETTERS)]
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("▁", -1.0),
+        *((letter, -2.0) for letter in LETTERS),
+    ]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=12)
 
 
@@ -51,7 +60,14 @@ def t5(seed: int = 8) -> T5EncoderModel:
     """A T5 encoder of width TEXT."""
     torch.manual_seed(seed)
     config = T5Config(
-        vocab_size=64, d_model=TEXT, d_kv=8, d_ff=37, num_layers=1, num_heads=4, pad_token_id=0, eos_token_id=1
+        vocab_size=64,
+        d_model=TEXT,
+        d_kv=8,
+        d_ff=37,
+        num_layers=1,
+        num_heads=4,
+        pad_token_id=0,
+        eos_token_id=1,
     )
     return T5EncoderModel(config).eval()
 
@@ -99,7 +115,9 @@ def sd3() -> Any:
     pipe = tiny_transformers.sd3()
     return quiet(
         diffusers.StableDiffusion3Pipeline(
-            transformer=_of_width(pipe.transformer, joint_attention_dim=2 * TEXT, pooled_projection_dim=2 * TEXT),
+            transformer=_of_width(
+                pipe.transformer, joint_attention_dim=2 * TEXT, pooled_projection_dim=2 * TEXT
+            ),
             vae=pipe.vae,
             scheduler=pipe.scheduler,
             text_encoder=clip(projection=True),
@@ -140,7 +158,9 @@ def dit(kind: str = "DDIMScheduler") -> Any:
     pipe = tiny_transformers.dit()
     made = getattr(diffusers, kind).from_config(pipe.scheduler.config, clip_sample=False)
     names = {0: "tench, Tinca tinca", 1: "goldfish", 2: "hen"}
-    return quiet(diffusers.DiTPipeline(transformer=pipe.transformer, vae=pipe.vae, scheduler=made, id2label=names))
+    return quiet(
+        diffusers.DiTPipeline(transformer=pipe.transformer, vae=pipe.vae, scheduler=made, id2label=names)
+    )
 
 
 def latent_diffusion() -> Any:

@@ -105,7 +105,7 @@ class Autoencoder:
         latents = self.encode(picture.to(device)).cpu().double()
         columns = torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1).flatten(2)[0].T
         wanted = F.avg_pool2d(picture, self.factor).double().flatten(2)[0].T
-        return torch.linalg.lstsq(columns, wanted, driver="gelsd").solution.float()
+        return torch.linalg.lstsq(columns, wanted, rcond=1e-6, driver="gelsd").solution.float()
 
 
 def wrapping(net: nn.Module) -> Any:

@@ -9,12 +9,13 @@ of the pipeline is changed.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,25 +194,40 @@ def load_pipeline(path: str | os.PathLike[str], *, device: str) -> Any:
     """
     try:
         from diffusers import DiffusionPipeline
-        from diffusers.utils import logging
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("pipelines need diffusers: pip install 'fastdiff[diffusers]'") from error
     index = json.loads((Path(path) / INDEX).read_text())
     half = torch.float16 if "unet" in index else torch.bfloat16
-    showed = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            str(path), local_files_only=True, use_safetensors=True, trust_remote_code=False,
-            torch_dtype=half if device == "cuda" else torch.float32,
-        )  # fmt: skip
+        with without_bars():
+            pipe = DiffusionPipeline.from_pretrained(
+                str(path), local_files_only=True, use_safetensors=True, trust_remote_code=False,
+                torch_dtype=half if device == "cuda" else torch.float32,
+            )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is no pipeline that can be loaded: {first}") from error
-    finally:
-        if showed:
-            logging.enable_progress_bar()
     return pipe.to(device)
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """The loading bars of diffusers and transformers off, if they are on."""
+    from diffusers.utils import logging as of_diffusers
+
+    modules: list[Any] = [of_diffusers]
+    with contextlib.suppress(ImportError):
+        from transformers.utils import logging as of_transformers
+
+        modules.append(of_transformers)
+    showing = [module for module in modules if module.is_progress_bar_enabled()]
+    for module in showing:
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module in showing:
+            module.enable_progress_bar()
 
 
 def _between(a: Tensor, b: Tensor, weights: Sequence[float]) -> Tensor:
