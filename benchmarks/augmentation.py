@@ -155,8 +155,8 @@ def main() -> None:
     parser.add_argument("--each", type=int, nargs="+", default=[2, 5, 10, 20], help="digits a class")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
-    parser.add_argument("--steps", type=int, default=500, help="training steps of a diffusion model")
-    parser.add_argument("--classifier-steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400, help="training steps of a diffusion model")
+    parser.add_argument("--classifier-steps", type=int, default=200)
     parser.add_argument("--out", type=Path, default=RESULTS / "augmentation.json")
     args = parser.parse_args()
     began, rows = time.perf_counter(), []
