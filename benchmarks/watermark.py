@@ -29,7 +29,7 @@ SIDES = (64, 128, 256, 512, 1024)
 QUALITIES = (95, 90, 85, 80, 75, 70, 65, 60)
 PAYLOAD = 0x123456789A
 NAMES = ("astronaut", "rocket", "chelsea", "coffee", "camera", "cat", "coins", "moon", "brick", "grass")
-UNMARKED = 3000
+UNMARKED = 2000
 
 
 def photographs() -> dict[str, Image.Image]:

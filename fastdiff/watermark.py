@@ -215,10 +215,16 @@ def _soft(luma: Floats, step: float, *, every: bool) -> Floats:
             part = turned[row::TILE, column::TILE]
             sums[row, column] = part.sum(axis=(0, 1))
             count[row, column] = part.shape[0] * part.shape[1]
-    mean = sums / np.maximum(count, 1)
-    undither = np.exp(-2j * math.pi * _layout().dither)
-    places = [(r, c) for r in range(TILE) for c in range(TILE)] if every else [(0, 0)]
-    return np.stack([(np.roll(mean, (-r, -c), axis=(0, 1)) * undither).real.ravel() for r, c in places])
+    mean = (sums / np.maximum(count, 1)).ravel()
+    moved = mean[_places()] if every else mean[None]
+    return np.asarray((moved * np.exp(-2j * math.pi * _layout().dither).ravel()).real)
+
+
+@functools.cache
+def _places() -> Bits:
+    """[64, 256]: for each block where the tile may begin, the slots in its order."""
+    slots = np.arange(SLOTS).reshape(TILE, TILE, PATTERNS)
+    return np.stack([np.roll(slots, (-r, -c), axis=(0, 1)).ravel() for r in range(TILE) for c in range(TILE)])
 
 
 # The bits: payload and check, then a convolutional code.

@@ -1,0 +1,181 @@
+"""fastdiff inspect, and generate --like: what a picture says of itself, and the same picture again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastdiff.apps import edit, generate, remake
+from fastdiff.images import read_image, read_recipe, to_pictures, write_png
+from tiny_model import tiny_model
+
+Command = Callable[..., tuple[int, str, str]]
+QUICK = "--steps 2 --quiet"
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def edited(path: str, **options: Any) -> torch.Tensor:
+    """A picture made by edit from a photograph, and the photograph."""
+    photo = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    write_png("photo.png", to_pictures(photo[None])[0])
+    photo = read_image("photo.png")
+    made = edit.prepare(photo, "cat", steps=4, model=tiny_model(), **options).run()
+    for i in range(len(made.images)):
+        write_png(path.format(i), to_pictures(made.images)[i], recipe=made.recipe_of(i))
+    return photo
+
+
+def test_inspect_tells_the_recipe(fastdiff: Command) -> None:
+    fastdiff(f"generate --label cat --count 1 {QUICK} --out cat.png")
+    code, out, err = fastdiff("inspect cat.png")
+    assert (code, err) == (0, "")
+    assert "cat.png: PNG, 16x16" in out and 'prompts: ["cat"]' in out and "no watermark" in out
+    assert "fastdiff generate --like cat.png" in out
+    data = json.loads(fastdiff("inspect cat.png --json")[1])
+    assert data["recipe"] == read_recipe("cat.png") and data["watermark"] is None
+
+
+def test_the_watermark_leads_from_a_jpeg_to_the_recipe(fastdiff: Command) -> None:
+    fastdiff(f"generate --label cat --count 1 --size 64 {QUICK} --watermark --out marked.png")
+    fastdiff(f"generate --label cat --count 1 --size 64 {QUICK} --out plain.png")
+    Image.open("marked.png").save("copy.jpg", quality=80)
+    Image.open("plain.png").save("plain.jpg", quality=80)
+    assert "names recipe" in (out := fastdiff("inspect copy.jpg")[1]) and "no recipe: it stays behind" in out
+    data = json.loads(fastdiff("inspect copy.jpg marked.png plain.jpg --in . --json")[1])
+    assert [one["recipe"] is None for one in data] == [True, False, True]
+    assert data[0]["watermark"]["recipe_in"] == "marked.png" and data[1]["watermark"]["of_this_recipe"]
+    assert data[2]["watermark"] is None
+    assert "nothing says how it was made" in fastdiff("inspect plain.jpg")[1]
+    write_png("swapped.png", pixels("marked.png"), recipe=read_recipe("plain.png"))
+    assert "not this one" in fastdiff("inspect swapped.png")[1]
+
+
+def test_inspect_refuses_what_it_cannot_read(fastdiff: Command) -> None:
+    Path("note.png").write_text("hello")
+    code, _, err = fastdiff("inspect note.png")
+    assert code == 1 and "note.png" in err and err.count("\n") == 1
+    assert fastdiff("inspect missing.png")[0] == 1
+    Image.new("RGB", (8, 8)).save("tiny.png")
+    assert "nothing says how it was made" in fastdiff("inspect tiny.png")[1]
+    assert fastdiff("inspect tiny.png --in nowhere")[0] == 1
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "--label cat --count 1 --out one.png",
+        "--label cat --count 1 --size 64 --watermark --out one.png",
+        "--label cat,brick --count 2 --out one.png",
+        "--label cat,brick --count 2 --zoom 2 --no-captions --out one.png",
+        "--label cat --to-label brick --frames 3 --out one.png",
+        "--label cat --count 1 --size 24x16 --tile --sampler ddim:eta=1 --guidance 3 --negative brick --out one.png",
+    ],
+)
+def test_like_makes_the_same_picture(made: str, fastdiff: Command) -> None:
+    assert fastdiff(f"generate {made} {QUICK}")[2] == ""
+    code, out, err = fastdiff("generate --like one.png --out again.png")
+    assert (code, err) == (0, "") and "bit for bit the same picture" in out
+    assert np.array_equal(pixels("one.png"), pixels("again.png"))
+    assert read_recipe("one.png") == read_recipe("again.png")
+
+
+def test_like_makes_one_of_many_with_its_own_micro_batch(fastdiff: Command) -> None:
+    fastdiff(f"generate --label cat,brick --count 3 --batch 4 {QUICK} --out many")
+    names = sorted(os.listdir("many"))
+    assert len(names) == 6
+    for name in names:
+        data = json.loads(fastdiff(f"generate --like many/{name} --out again.png --json --overwrite")[1])
+        assert data["same"] and data["pixels_differing"] == 0
+        assert read_recipe("again.png") == read_recipe(f"many/{name}")
+
+
+def test_like_sets_the_threads_of_the_recipe_and_puts_them_back(fastdiff: Command) -> None:
+    made = generate.generate("cat", model=tiny_model(), steps=2)
+    write_png("one.png", to_pictures(made.images)[0], recipe=made.recipe | {"threads": 3})
+    before = torch.get_num_threads()
+    assert fastdiff("generate --like one.png --out again.png")[0] == 0
+    assert torch.get_num_threads() == before and read_recipe("again.png")["threads"] == 3
+
+
+def test_like_says_what_differs(fastdiff: Command) -> None:
+    made = generate.generate("cat", model=tiny_model(), steps=2)
+    write_png("old.png", to_pictures(made.images)[0], recipe=made.recipe | {"torch": "1.0"})
+    code, out, err = fastdiff("generate --like old.png --out again.png")
+    assert code == 0 and "the picture was made with 1.0: the last bits may differ" in err
+    write_png("other.png", to_pictures(made.images)[0], recipe=made.recipe | {"checkpoint": "0" * 16})
+    code, _, err = fastdiff("generate --like other.png --out other-again.png")
+    assert code == 1 and "another checkpoint" in err and not os.path.exists("other-again.png")
+    write_png("false.png", 255 - to_pictures(made.images)[0], recipe=made.recipe)
+    assert "pixels differ" in fastdiff("generate --like false.png --out false-again.png")[1]
+
+
+def test_recipes_with_labels_still_work(fastdiff: Command) -> None:
+    made = generate.generate("cat", model=tiny_model(), steps=2)
+    arguments = {("labels" if k == "prompts" else k): v for k, v in made.recipe["arguments"].items()}
+    recipe = {k: v for k, v in made.recipe.items() if k != "command"} | {"arguments": arguments}
+    write_png("old.png", to_pictures(made.images)[0], recipe=recipe)
+    assert "bit for bit" in fastdiff("generate --like old.png --out again.png")[1]
+
+
+def test_like_repeats_an_edit_given_its_picture(fastdiff: Command) -> None:
+    edited("edited{}.png", count=2)
+    code, out, err = fastdiff("generate --like edited1.png --out again.png")
+    assert code == 1 and "made by fastdiff edit from other pictures: give the same picture" in err
+    code, out, err = fastdiff("generate --like edited1.png --image photo.png --out again.png")
+    assert (code, err) == (0, "") and "bit for bit" in out
+    assert "--image PICTURE" in fastdiff("inspect edited1.png")[1]
+    write_png("other.png", 255 - pixels("photo.png"))
+    code, out, err = fastdiff("generate --like edited1.png --image other.png --out no.png")
+    assert code == 1 and "not the picture that it was made from" in err
+    fastdiff(f"generate --label cat --count 1 {QUICK} --out cat.png")
+    code, out, err = fastdiff("generate --like cat.png --image other.png --out no.png")
+    assert code == 1 and "was not made from a picture" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("generate --like one.png --seed 3", "leave out --seed, or use --recipe one.png"),
+        ("generate --like one.jpg", "a JPEG carries no recipe"),
+        ("generate --like plain.png", "carries no fastdiff recipe"),
+        ("generate --like strange.png", "made by 'augury'"),
+        ("generate --like future.png", "takes no hue"),
+        ("generate --like one.png --out one.png", "exists"),
+        ("generate --image one.png", "--image belongs with --like"),
+        ("generate --label cat --watermark --size 32", "too small for a watermark"),
+    ],
+)
+def test_what_like_refuses_before_any_work(line: str, message: str, fastdiff: Command) -> None:
+    fastdiff(f"generate --label cat --count 1 {QUICK} --out one.png")
+    recipe = read_recipe("one.png")
+    Image.open("one.png").save("one.jpg")
+    Image.fromarray(pixels("one.png")).save("plain.png")
+    write_png("strange.png", pixels("one.png"), recipe=recipe | {"command": "augury"})
+    write_png(
+        "future.png", pixels("one.png"), recipe=recipe | {"arguments": recipe["arguments"] | {"hue": 1}}
+    )
+    before = sorted(os.listdir())
+    code, _, err = fastdiff(line)
+    assert code == 1 and message in err and err.count("\n") == 1
+    assert sorted(os.listdir()) == before
+
+
+def test_remake_from_python() -> None:
+    made = generate.generate(["cat", "brick"], model=tiny_model(), steps=2, seed=5)
+    again = remake.remake(made.recipe_of(1), model=tiny_model())
+    assert again.index == 1 and again.differences == ()
+    assert torch.equal(again.job.run().images[again.index], made.images[1])
+    for recipe in ({}, {"arguments": 3}, {"arguments": {"prompts": ["cat"]}, "together": {"index": 9}}):
+        with pytest.raises(ValueError, match="recipe"):
+            remake.remake(recipe, model=tiny_model())
