@@ -1,6 +1,6 @@
 """Restoring photographs that the model never saw, measured against plain methods: PSNR and SSIM.
 
-    python benchmarks/restoration.py [--model run/model.safetensors] [--images docs/images]
+    python benchmarks/restoration.py [--model run/model.safetensors] [--images docs/images] [--docs docs/edit.md]
 
 The pictures are 128x128 crops, at their own scale, of scikit-image's astronaut, camera (grey) and rocket, of which no
 pixel was trained on. Denoising: white noise, saved to 8 bits as a camera would; every method is told the noise.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -38,6 +39,7 @@ CROPS = {"astronaut": (60, 160), "camera": (90, 180), "rocket": (180, 260)}  # t
 SIDE = 128
 NOISES = (10, 25, 50)
 FACTORS = (2, 4)
+TASKS = ("denoising", "inpainting", "super-resolution")
 
 
 def photographs() -> dict[str, Array]:
@@ -238,7 +240,7 @@ def measured(source: Source) -> tuple[dict[str, Any], dict[str, tuple[Array, Tab
 
 def draw(shown: dict[str, tuple[Array, Table]], folder: Path) -> None:
     """One sheet a task: a row a photograph, a column a method."""
-    for task in ("denoising", "inpainting", "super-resolution"):
+    for task in TASKS:
         rows = [entry for key, entry in shown.items() if key.rsplit("-", 1)[0] == task]
         names = [*rows[0][1], "original"]
         cells = [picture for truth, table in rows for picture in (*table.values(), truth)]
@@ -247,12 +249,49 @@ def draw(shown: dict[str, tuple[Array, Table]], folder: Path) -> None:
         images.write_png(folder / f"restore-{task}.png", sheet, overwrite=True)
 
 
+MARKS = ("<!-- measured by benchmarks/restoration.py -->", "<!-- end -->")
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Markdown: a table a task, a row a method, mean PSNR / SSIM over the photographs, the best PSNR in bold."""
+    lines: list[str] = []
+    for task, cases in found.items():
+        lines += ["", f"| {task} | {' | '.join(cases)} |", "|---" * (len(cases) + 1) + "|"]
+        methods = list(dict.fromkeys(method for entry in cases.values() for method in entry))
+        top = {
+            case: max(entry["mean"]["psnr"] for entry in methods.values()) for case, methods in cases.items()
+        }
+        for method in methods:
+            cells = []
+            for case, entry in cases.items():
+                mean = entry[method]["mean"]
+                cell = f"{mean['psnr']:.2f}"
+                cells.append(f"{f'**{cell}**' if mean['psnr'] == top[case] else cell} / {mean['ssim']:.3f}")
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines).strip()
+
+
+def document(path: Path, found: dict[str, Any]) -> None:
+    """Puts the tables between the marks in a page."""
+    before, rest = path.read_text().split(MARKS[0])
+    after = rest.split(MARKS[1], 1)[1]
+    path.write_text(f"{before}{MARKS[0]}\n\n{tables(found)}\n\n{MARKS[1]}{after}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a checkpoint (default: the bundled one)")
     parser.add_argument("--out", type=Path, default=RESULTS / "restoration.json")
     parser.add_argument("--images", type=Path, help="also write sheets of pictures to this folder")
+    parser.add_argument("--docs", type=Path, help="also put the tables in this page, between its marks")
+    parser.add_argument(
+        "--again", action="store_true", help="measure nothing: write the tables of --out to --docs"
+    )
     args = parser.parse_args()
+    if args.again:
+        known = json.loads(args.out.read_text())
+        document(args.docs, {task: known[task] for task in TASKS})
+        return
     began = time.perf_counter()
     source = source_of(args.model)
     found, shown = measured(source)
@@ -262,6 +301,8 @@ def main() -> None:
     )
     if args.images:
         draw(shown, args.images)
+    if args.docs:
+        document(args.docs, found)
     for task, cases in found.items():
         for case, methods in cases.items():
             means = ", ".join(f"{name} {entry['mean']['psnr']:.2f}" for name, entry in methods.items())
