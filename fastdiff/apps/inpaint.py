@@ -16,7 +16,8 @@ Two ways, chosen by what is asked for:
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from fastdiff.apps.source import Source, source_of
 from fastdiff.apps.work import Cancel, Job, Made, Preview, Progress, Work, digest
 from fastdiff.choices import unknown
 from fastdiff.inpainting import Inpaint
+from fastdiff.plan import Plan
 
 METHODS = ("sample", "restore")
 MENDED = 12  # pixels from the rim of a hole to its middle, up to which surroundings tell what was there
@@ -112,27 +114,24 @@ def prepare(
         raise unknown("method", method, METHODS)
     usual = USUAL[method] if "sampler" not in settings else {}
     how = Settings(steps=STEPS[method] if steps is None else steps, **{**usual, **settings})
-    arguments: dict[str, Any] = {"prompt": prompt, "method": method, "feather": feather}
+    task = Task(given, weight, prompt, source, how)
     if method == "sample":
         if average != 1:
             raise ValueError("average belongs to method 'restore': ask for count pictures instead")
-        kind, size = Job, Frame.of(given, source).size
-        work = _sampling(given, weight, prompt, source, how, count=count, resample=resample, jump=jump)
-        back = Frame.of(given, source).crop
-        arguments |= {"resample": resample, "jump": jump, "count": count, **how.as_dict(source, size)}
+        work, back, own = task.sampling(count=count, resample=resample, jump=jump)
     else:
         if count != 1 or resample != 1 or how.spacing is not None:
             raise ValueError("method 'restore' takes neither count, resample nor spacing: use 'sample'")
-        looks = Looks.of(given, source, average)
-        kind, back = Averaged, looks.merged
-        work = _restoring(given, weight, prompt, source, how, looks=looks, doubt=doubt)
-        arguments |= {"doubt": doubt, "average": average, **how.as_dict(source, looks.size)}
-        del arguments["spacing"]
+        work, back, own = task.restoring(average=average, doubt=doubt)
+    kind = Job if method == "sample" else Averaged
     return kind(
-        work, "inpaint", arguments, inputs={"picture": digest(given), "mask": digest(marked)},
+        work,
+        "inpaint",
+        {"prompt": prompt, "method": method, "feather": feather, **own},
+        inputs={"picture": digest(given), "mask": digest(marked)},
         finish=lambda images: composed(back(images), given, weight),
         loading=time.perf_counter() - started,
-    )  # fmt: skip
+    )
 
 
 def extended(
@@ -161,59 +160,71 @@ def composed(images: Tensor, picture: Tensor, weight: Tensor) -> Tensor:
     return torch.where(weight == 0, picture, weight * images + (1 - weight) * picture)
 
 
-def _sampling(
-    picture: Tensor, weight: Tensor, prompt: str | None, source: Source, how: Settings, *, count: int,
-    resample: int, jump: int,
-) -> Work:  # fmt: skip
-    frame, prompts = Frame.of(picture, source), (prompt,) * count
-    known, hole = frame.pad(filled(picture, weight)), shrunk(frame.pad(weight), source.shape(1, *frame.size))
-
-    def extra(images: slice) -> Mapping[str, Any]:
-        return {"inpaint": Inpaint(source.encode(known[None]), hole)}
-
-    return Work(
-        source=source,
-        plan=resampled(how.plan(source, frame.size), rounds=resample, jump=jump),
-        prompts=prompts,
-        seeds=how.seeds(count),
-        size=frame.size,
-        scale=scale_for(how, source, prompts),
-        batch=how.batch_of(source, frame.size),
-        negative=how.negative,
-        extra=extra,
-    )
+Parts = tuple[Work, Callable[[Tensor], Tensor], dict[str, Any]]
+"""The work, what brings its images back to the picture's place and size, and its arguments for the recipe."""
 
 
-def _restoring(
-    picture: Tensor, weight: Tensor, prompt: str | None, source: Source, how: Settings, *, looks: Looks,
-    doubt: float,
-) -> Work:  # fmt: skip
-    if not bool((weight == 0).any()):
-        raise ValueError("nothing of the picture is kept, so nothing can be restored: use method 'sample'")
-    plan, prompts = descent(source, how, doubt), (prompt,) * looks.count
-    smooth, holes = looks.on(filled(picture, weight)), looks.on(weight)
-    shape = source.shape(1, *looks.size)
+@dataclass(frozen=True)
+class Task:
+    """What both methods need: the picture [3, H, W], how much of each pixel is new [1, H, W], and how to sample."""
 
-    def extra(images: slice) -> Mapping[str, Any]:
-        known = source.encode(smooth.seen(images))
-        hole = torch.stack([shrunk(mask, shape) for mask in holes.seen(images)])
-        # what is known has no noise, nor has the filling: the steps take the filling's errors for noise
-        return {
-            "x": plan.levels[0].alpha * known,
-            "inpaint": Inpaint(known, hole, noise=torch.zeros_like(known)),
-        }
+    picture: Tensor
+    weight: Tensor
+    prompt: str | None
+    source: Source
+    how: Settings
 
-    return Work(
-        source=source,
-        plan=plan,
-        prompts=prompts,
-        seeds=how.seeds(looks.count),
-        size=looks.size,
-        scale=scale_for(how, source, prompts),
-        batch=how.batch_of(source, looks.size),
-        negative=how.negative,
-        extra=extra,
-    )
+    def sampling(self, *, count: int, resample: int, jump: int) -> Parts:
+        """Something new, by blending in each step."""
+        frame = Frame.of(self.picture, self.source)
+        known = frame.pad(filled(self.picture, self.weight))[None]
+        hole = shrunk(frame.pad(self.weight), self.source.shape(1, *frame.size))
+        plan = resampled(self.how.plan(self.source, frame.size), rounds=resample, jump=jump)
+
+        def extra(images: slice) -> Mapping[str, Any]:
+            return {"inpaint": Inpaint(self.source.encode(known), hole)}
+
+        settings = self.how.as_dict(self.source, frame.size)
+        arguments = {"resample": resample, "jump": jump, "count": count, **settings}
+        return self._work(plan, count, frame.size, extra), frame.crop, arguments
+
+    def restoring(self, *, average: int, doubt: float) -> Parts:
+        """What was there, from a smooth filling."""
+        if not bool((self.weight == 0).any()):
+            raise ValueError(
+                "nothing of the picture is kept, so nothing can be restored: use method 'sample'"
+            )
+        plan = descent(self.source, self.how, doubt)
+        smooth = Looks.of(filled(self.picture, self.weight), self.source, average)
+        holes, shape = smooth.on(self.weight), self.source.shape(1, *smooth.size)
+
+        def extra(images: slice) -> Mapping[str, Any]:
+            known = self.source.encode(smooth.seen(images))
+            hole = torch.stack([shrunk(mask, shape) for mask in holes.seen(images)])
+            # What is known has no noise, nor has the filling: the steps take the filling's errors for noise.
+            still = Inpaint(known, hole, noise=torch.zeros_like(known))
+            return {"x": plan.levels[0].alpha * known, "inpaint": still}
+
+        settings = self.how.as_dict(self.source, smooth.size)
+        del settings["spacing"]
+        arguments = {"doubt": doubt, "average": average, **settings}
+        return self._work(plan, average, smooth.size, extra), smooth.merged, arguments
+
+    def _work(
+        self, plan: Plan, images: int, size: tuple[int, int], extra: Callable[[slice], Mapping[str, Any]]
+    ) -> Work:
+        prompts = (self.prompt,) * images
+        return Work(
+            source=self.source,
+            plan=plan,
+            prompts=prompts,
+            seeds=self.how.seeds(images),
+            size=size,
+            scale=scale_for(self.how, self.source, prompts),
+            batch=self.how.batch_of(self.source, size),
+            negative=self.how.negative,
+            extra=extra,
+        )
 
 
 __all__ = ["composed", "extended", "inpaint", "prepare"]
