@@ -315,3 +315,18 @@ def test_applications_begin_with_the_noise_of_the_model() -> None:
     torch.testing.assert_close(made, by_hand.clamp(-1, 1))
     with pytest.raises(ValueError, match="use a deterministic one"):
         generate("cat", model=net, steps=2, sampler="euler_ancestral")
+
+
+@pytest.mark.parametrize(
+    "prediction, schedule",
+    [("edm", "edm"), ("edm", "cosine_betas"), ("v", "cosine"), ("epsilon", "linear"), ("flow", "flow")],
+)
+def test_applications_take_every_kind_of_model(prediction: str, schedule: str) -> None:
+    tiny = tiny_model()
+    net = TrainedUNet(
+        tiny.config, labels=tiny.labels, prediction=prediction, schedule_options={"name": schedule}
+    )
+    net.load_state_dict(tiny.state_dict())
+    for sampler in ("dpmpp_2m", "unipc", "euler_ancestral"):
+        made = generate("cat", model=net.eval(), steps=4, sampler=sampler).images
+        assert made.shape == (1, 3, 16, 16) and made.isfinite().all()
