@@ -36,8 +36,8 @@ Array = np.ndarray[Any, Any]
 
 
 def bands(sounds: Array) -> Array:
-    """[N, L] -> [N, 72], log energies of 24 bands in three thirds of the time, loudness taken out."""
-    spectra = np.abs(np.fft.rfft(sounds.reshape(len(sounds), 3, -1) * np.hanning(sounds.shape[1] // 3)))
+    """[N, L] -> [N, 96], log energies of 24 bands in four quarters of the time, loudness taken out."""
+    spectra = np.abs(np.fft.rfft(sounds.reshape(len(sounds), 4, -1) * np.hanning(sounds.shape[1] // 4)))
     edges = np.linspace(0, spectra.shape[2], 25).astype(int)
     energy = np.stack([(spectra[..., a:b] ** 2).sum(-1) for a, b in pairwise(edges)], axis=-1)
     shares = energy / energy.sum((1, 2), keepdims=True)
