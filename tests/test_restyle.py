@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdiff import models
 from fastdiff.apps.restyle import METHODS, light_and_shade, prepare, restyle, scaled
+from fastdiff.apps.source import Native
 from fastdiff.cli import main
 from fastdiff.events import Cancelled
 from fastdiff.images import read_image, read_recipe, to_pictures, write_png
@@ -132,6 +133,14 @@ def test_bad_input_is_one_clear_error(arguments: dict[str, Any], says: str, net:
     given = {"picture": torch.zeros(3, 16, 16), "prompt": "cat", "model": net, **arguments}
     with pytest.raises((ValueError, TypeError), match=says):
         prepare(given.pop("picture"), given.pop("prompt"), **given)
+
+
+def test_models_on_latents_take_inversion_and_sdedit_only(net: models.TrainedUNet, picture: Tensor) -> None:
+    source = Native(net)
+    source.exact = False
+    with pytest.raises(ValueError, match="use inversion or sdedit"):
+        prepare(picture, "cat", model=source)
+    prepare(picture, "cat", method="inversion", model=source)
 
 
 def test_the_command_writes_a_picture_with_its_recipe(tmp_path: Path, picture: Tensor, capsys: Any) -> None:

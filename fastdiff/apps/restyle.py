@@ -205,6 +205,10 @@ def _sdedit(task: _Task) -> Work:
 
 def _structure(task: _Task) -> Work:
     """The further towards noise, the looser the hold on the photograph's light and shade."""
+    if not task.source.exact:
+        raise ValueError(
+            "structure is kept in pixels, and this model works on latents: use inversion or sdedit"
+        )
     plan = task.plan(task.strength**0.5)
     hold = 1.0 - task.strength**4
     if not plan.rows or not hold:
