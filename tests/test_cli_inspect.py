@@ -111,7 +111,7 @@ def test_like_sets_the_threads_of_the_recipe_and_puts_them_back(fastdiff: Comman
 def test_like_says_what_differs(fastdiff: Command) -> None:
     made = generate.generate("cat", model=tiny_model(), steps=2)
     write_png("old.png", to_pictures(made.images)[0], recipe=made.recipe | {"torch": "1.0"})
-    code, out, err = fastdiff("generate --like old.png --out again.png")
+    code, _, err = fastdiff("generate --like old.png --out again.png")
     assert code == 0 and "the picture was made with 1.0: the last bits may differ" in err
     write_png("other.png", to_pictures(made.images)[0], recipe=made.recipe | {"checkpoint": "0" * 16})
     code, _, err = fastdiff("generate --like other.png --out other-again.png")
@@ -144,6 +144,29 @@ def test_like_repeats_an_edit_given_its_picture(fastdiff: Command) -> None:
 
 
 @pytest.mark.parametrize(
+    ("made", "inputs"),
+    [
+        ("edit photo.png --label cat --count 2", "--image photo.png"),
+        ("edit photo.png --denoise 20", "--image photo.png"),
+        ("edit photo.png --upscale 2", "--image photo.png"),
+        ("restyle photo.png --to cat", "--image photo.png"),
+        ("inpaint photo.png --mask mask.png --label cat", "--image photo.png --mask mask.png"),
+        ("inpaint photo.png --extend 0,0,16,0 --watermark", "--image photo.png --extend 0,0,16,0"),
+    ],
+)
+def test_like_repeats_every_command(made: str, inputs: str, fastdiff: Command) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(photo).resize((64, 64), Image.Resampling.BICUBIC).save("photo.png")
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[20:40, 20:40] = 255
+    Image.fromarray(mask).save("mask.png")
+    code, _, err = fastdiff(f"{made} --steps 3 --quiet --out one.png")
+    assert (code, err) == (0, "")
+    code, out, err = fastdiff(f"generate --like one.png {inputs} --out again.png")
+    assert (code, err) == (0, "") and "bit for bit the same picture" in out
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("generate --like one.png --seed 3", "leave out --seed, or use --recipe one.png"),
@@ -152,7 +175,7 @@ def test_like_repeats_an_edit_given_its_picture(fastdiff: Command) -> None:
         ("generate --like strange.png", "made by 'augury'"),
         ("generate --like future.png", "takes no hue"),
         ("generate --like one.png --out one.png", "exists"),
-        ("generate --image one.png", "--image belongs with --like"),
+        ("generate --image one.png", "belong with --like"),
         ("generate --label cat --watermark --size 32", "too small for a watermark"),
     ],
 )

@@ -78,8 +78,8 @@ def test_it_is_found_in_a_crop() -> None:
 
 
 def test_no_mark_no_report() -> None:
-    for seed in range(12):
-        picture = scene(64 + 16 * seed, seed)
+    for seed in range(4):
+        picture = scene(64 + 24 * seed, seed)
         assert detect(picture) is None and detect(jpeg(picture, 75)) is None
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     assert detect(noise) is None and detect(np.zeros((128, 128, 3), dtype=np.uint8)) is None
@@ -87,8 +87,8 @@ def test_no_mark_no_report() -> None:
 
 
 def test_a_damaged_mark_is_seen_but_never_misread() -> None:
-    marked = embed(scene(256), PAYLOAD)
-    seen = [read(jpeg(marked, quality)) for quality in (60, 50, 40, 30, 20, 10)]
+    marked = embed(scene(160), PAYLOAD)
+    seen = [read(jpeg(marked, quality)) for quality in (60, 40, 20)]
     assert set(seen) <= {PAYLOAD, None}
     noise = np.random.default_rng(1).normal(0, 14, marked.shape)
     found = detect((marked + noise).clip(0, 255).astype(np.uint8))

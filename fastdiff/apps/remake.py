@@ -52,7 +52,7 @@ def command_of(recipe: Mapping[str, Any]) -> str:
     command = recipe.get("command", "generate")
     if command not in COMMANDS:
         raise ValueError(
-            f"the picture was made by {command!r}, which this version cannot repeat from a recipe"
+            f"the picture was made by {command!r}: run that command again with what fastdiff inspect shows of it"
         )
     return str(command)
 
@@ -114,7 +114,7 @@ def _narrow(recipe: Mapping[str, Any], arguments: dict[str, Any]) -> int | None:
         return frame
     together = recipe.get("together")
     if not isinstance(together, Mapping):
-        return 0 if arguments.get("count") == 1 and len(arguments.get("prompts", "1")) == 1 else None
+        return 0 if arguments.get("count", 1) == 1 and len(arguments.get("prompts", "1")) == 1 else None
     if "prompts" in arguments:
         arguments |= {"prompts": together.get("prompts"), "count": 1, "seed": together.get("seed")}
     else:

@@ -50,12 +50,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     what("--tile", action="store_true", default=None, help="pictures that repeat seamlessly")
     what("--recipe", metavar="FILE.png", help="take what is not given here from a picture made before")
-    what("--like", metavar="FILE.png", help="make exactly this picture again, whatever command made it")
-    what(
-        "--image",
-        metavar="FILE",
-        help="with --like: the picture that one was made from, if it was made from one",
-    )
+    again = parser.add_argument_group("the same picture again").add_argument
+    again("--like", metavar="FILE.png", help="make exactly this picture again, whatever command made it")
+    again("--image", metavar="FILE", help="the picture that it was made from, if it was made from one")
+    again("--mask", metavar="FILE", help="the mask, if it was inpainted by one")
+    again("--extend", metavar="L,T,R,B", help="how the picture was made larger, if it was inpainted so")
     add_ways(parser)
     add_sampling(parser)
     out = parser.add_argument_group("output").add_argument
@@ -81,8 +80,10 @@ def run(args: argparse.Namespace) -> int:
         from fastdiff.cli import like
 
         return like.run(args)
-    if args.image is not None:
-        raise ValueError("--image belongs with --like; to change a picture of your own: fastdiff edit")
+    if (args.image, args.mask, args.extend) != (None, None, None):
+        raise ValueError(
+            "--image, --mask and --extend belong with --like; to change a picture: fastdiff edit or inpaint"
+        )
     from fastdiff.apps.compare import Comparison
     from fastdiff.cli.output import Output
 

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     from fastdiff.apps.inpaint import prepare
 
-    picture, mask = _read(args)
+    picture, mask = read(args)
     job = prepare(
         picture, mask, prompt_of(args), model=model_of(args), device=args.device, **given(args, *OWN),
         **settings_of(args),
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     return run_job(args, job, started, f"{Path(args.picture).name} inpainted ({job.arguments['method']})")
 
 
-def _read(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+def read(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """The picture, larger if asked for, and the mask of what is to be painted."""
     from fastdiff.apps.inpaint import extended
     from fastdiff.images import read_image

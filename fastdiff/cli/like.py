@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fastdiff.apps.remake import Again
 
-KEPT = {
-    "like", "image", "model", "lora", "lora_strength", "device", "out", "json", "quiet", "overwrite", "run", "command",
-    "version",
-}  # fmt: skip
+KEPT = frozenset(
+    "like image mask extend model lora lora_strength device out json quiet overwrite run command version".split()
+)
 """Options that go with --like; all others are the recipe's to say."""
 
 
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
     from fastdiff.apps.remake import remake
     from fastdiff.cli.options import model_of
-    from fastdiff.images import kind_of, read_image, read_recipe
+    from fastdiff.images import kind_of, read_recipe
 
     _check_options(args)
     kind = kind_of(args.like)[0]
@@ -41,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if sheet.get("steps"):
         raise ValueError(f"{args.like} is a film strip: make it again with --recipe {args.like} --show-steps")
     target = _target(args)
-    inputs = {} if args.image is None else {"picture": read_image(args.image)}
-    again = remake(recipe, inputs=inputs, model=model_of(args), device=_device(args, recipe))
+    again = remake(recipe, inputs=_inputs(args), model=model_of(args), device=_device(args, recipe))
     for line in again.differences:
         print(f"fastdiff: {line}: the last bits may differ", file=sys.stderr)
     threads = torch.get_num_threads()
@@ -109,6 +109,21 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--like makes the same picture again: leave out {options}, or use --recipe {args.like}"
         )
+
+
+def _inputs(args: argparse.Namespace) -> dict[str, Tensor]:
+    """The pictures that it was made from, read as the commands read them."""
+    from fastdiff.cli import inpaint
+    from fastdiff.images import read_image
+
+    if args.image is None:
+        if args.mask is not None or args.extend is not None:
+            raise ValueError("--mask and --extend belong with --image")
+        return {}
+    if args.mask is None and args.extend is None:
+        return {"picture": read_image(args.image)}
+    asked = argparse.Namespace(picture=args.image, mask=args.mask, extend=args.extend)
+    return dict(zip(("picture", "mask"), inpaint.read(asked)))
 
 
 def _target(args: argparse.Namespace) -> Path:
