@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
     from fastdiff.apps.remake import Again
 
-KEPT = frozenset(
-    "like image mask extend model lora lora_strength device out json quiet overwrite run command version".split()
-)
+KEPT = {
+    "like", "image", "mask", "extend", "model", "lora", "lora_strength", "device", "out", "json", "quiet", "overwrite",
+    "run", "command", "version",
+}  # fmt: skip
 """Options that go with --like; all others are the recipe's to say."""
 
 
