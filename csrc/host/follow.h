@@ -146,6 +146,7 @@ inline py::object make_follower(const py::dict& what) {
         what["counts"],
         what["lines"],
         what["rows"].cast<std::string>(),
+        what["seen"].cast<std::string>(),
         what["backs"].cast<std::string>(),
         what["begin"].cast<int64_t>(),
         what["draw_type"].cast<int64_t>(),

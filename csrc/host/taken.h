@@ -17,7 +17,9 @@ inline Kept kept_by(const Step& at) {
     const Way& way = at.way;
     PyObject *run = at.run, *sample = at.sample;
     Kept kept{py::none(), py::none(), py::none()};
-    if (way.wide) kept.x = attribute(run, n.state);
+    if (way.wide)
+        kept.x =
+            way.seen[at.row] ? steal(PyObject_CallMethodNoArgs(sample, n.to_float)) : attribute(run, n.state);
     if (kept.x && kept.x.is_none()) kept.x = py::reinterpret_borrow<py::object>(sample);
     if (way.ring) kept.ring = attribute(run, n.ring);
     if (way.ring && kept.ring && kept.ring.is_none()) {

@@ -18,6 +18,7 @@ struct LoopNames {
     PyObject* returned = PyUnicode_InternFromString("returned");
     PyObject* version = PyUnicode_InternFromString("version");
     PyObject* state = PyUnicode_InternFromString("state");
+    PyObject* to_float = PyUnicode_InternFromString("float");
     PyObject* ring = PyUnicode_InternFromString("ring");
     PyObject* make_ring = PyUnicode_InternFromString("make_ring");
     PyObject* samples = PyUnicode_InternFromString("samples");
@@ -63,6 +64,7 @@ struct Way {
     py::object counts;  // the attribute of the scheduler that counts steps, or None
     py::tuple lines;
     std::string rows;   // a Row each
+    std::string seen;   // whether each row begins from the sample as the model saw it
     std::string backs;  // how many samples back each row's anchor lies, 0 for none
     int64_t begin;      // the step of the first row
     int64_t draw_type;  // of draw_dtype

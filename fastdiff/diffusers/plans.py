@@ -31,7 +31,8 @@ class TracedPlan:
     timestep, another one where the timesteps were cut by hand.
 
     table: float64 [rows, 22]; folded: the same for a sample that came back as it was returned, so that a weight on the
-    returned one adds to it; ring: values kept; reach: how many steps back an anchor may lie.
+    returned one adds to it; ring: values kept; reach: how many steps back an anchor may lie; seen: whether a row begins
+    from a sample of lower precision as the model saw it, and not from the state behind it (`_from_seen`).
     """
 
     begin: int
@@ -42,6 +43,7 @@ class TracedPlan:
     ring: int
     reach: int
     scales: tuple[float, ...]
+    seen: tuple[bool, ...]
 
     def __deepcopy__(self, memo: object) -> TracedPlan:
         return self  # nothing of it can change
@@ -130,7 +132,38 @@ def _trace(
             row[COLUMN["a"]] += row[COLUMN["b"]]
             row[COLUMN["b"]] = 0.0
     reach = max((line.anchor for line in found if not line.linked), default=0)
-    return TracedPlan(begin, first, tuple(found), unfolded, folded, ring, reach, scales)
+    seen = _from_seen(found, folded, scales)
+    return TracedPlan(begin, first, tuple(found), unfolded, folded, ring, reach, scales, seen)
+
+
+def _from_seen(
+    found: Sequence[Line], table: NDArray[np.float64], scales: Sequence[float]
+) -> tuple[bool, ...]:
+    """Which rows begin, in lower precision, from the sample as the model saw it.
+
+    A row is x' = A*x + C*F(x), F near J*x. Rounding x by d for the model alone adds C*J*d to x', and its part to later
+    rows that read the value; for both, (A + C*J)*d. From noise to a picture in one stride, a prediction of the noise is
+    taken A = 30 times, and the two terms cancel. J is read off the growth of a state, with earlier values like this
+    one: 1/scale is its deviation, of which the row's noise is a part. Two-stage methods and correctors read more than
+    one sample: none of theirs.
+    """
+    if any(line.anchor for line in found):
+        return (False,) * len(found)
+    a, c0, c1, c2, c3, u, w, p = (
+        table[:, COLUMN[name]] for name in ("a", "c0", "c1", "c2", "c3", "u", "w", "p")
+    )
+    n = np.array([0.0 if line.deviation else line.noise for line in found])  # a predicted one is left out
+    deviation = 1.0 / np.array([scale or 1.0 for scale in (*scales, 1.0)])
+    growth = np.sqrt(np.maximum(deviation[1:] ** 2 - n**2, 0.0)) / deviation[:-1]
+    values = c0 + c1 + c2 + c3
+    least = 1e-9 * np.abs(c0)
+    value = np.divide(growth - a, values, out=np.zeros_like(c0), where=np.abs(values) > least)  # of each d
+    weights = np.zeros(len(found))  # of the row's value, in the rows that read it
+    for i, line in enumerate(found):
+        for lag, weight in line.history.items():
+            weights[i - lag] += weight**2
+    both, alone = a + c0 * value, np.sqrt(weights) * (value - u - w * p)
+    return tuple((np.abs(both) < np.abs(alone)).tolist())
 
 
 def _alone(

@@ -167,11 +167,12 @@ class Run:
         return self.tables[key]
 
     def _state(self, sample: Tensor, same: bool) -> Tensor:
-        """The sample at full precision: the state it was rounded from, if it is still what was returned."""
+        """The sample at full precision: the state it was rounded from, if it is still what was returned, and the row
+        is not one for the sample as the model saw it."""
         sample = sample if sample.is_contiguous() or ops.is_dense(sample) else sample.contiguous()
         if sample.dtype not in HALVES:
             return sample
-        if same and self.state is not None:
+        if same and self.state is not None and not self.plan.seen[self.row]:
             return self.state
         return sample.float()
 

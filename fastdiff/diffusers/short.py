@@ -115,6 +115,7 @@ def _way(
             "lazy": LazyTuple,
             "lines": plan.lines,
             "rows": b"".join(_row(line, plan, into) for line in plan.lines),
+            "seen": bytes(plan.seen),
             "backs": bytes(0 if line.linked else max(line.anchor, 0) for line in plan.lines),
             "begin": plan.begin,
             "draw_dtype": kind.draw,
