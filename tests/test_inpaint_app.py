@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,3 +170,15 @@ def test_other_kinds_of_masks():
     assert prepare(PICTURE, HOLE > 0, model=source()).total_calls == 4
     with pytest.raises(TypeError, match="pass a tensor"):
         prepare(PICTURE, HOLE.numpy(), model=source())
+
+
+def test_pipelines_of_latents_inpaint_at_any_size(monkeypatch):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
+    pipelines = importlib.import_module("worded_pipelines")
+    made = inpaint(
+        PICTURE, HOLE, "a cat", resample=2, jump=1, steps=2, count=2, model=pipelines.stable_diffusion()
+    )
+    assert made.images.shape == (2, *PICTURE.shape)
+    assert all(torch.equal(one[:, HOLE == 0], PICTURE[:, HOLE == 0]) for one in made.images)

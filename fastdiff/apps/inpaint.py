@@ -15,6 +15,7 @@ Two ways, chosen by what is asked for:
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -177,12 +178,15 @@ class Task:
     def sampling(self, *, count: int, resample: int, jump: int) -> Parts:
         """Something new, by blending in each step."""
         frame = Frame.of(self.picture, self.source)
-        known = frame.pad(filled(self.picture, self.weight))[None]
         hole = shrunk(frame.pad(self.weight), self.source.shape(1, *frame.size))
         plan = resampled(self.how.plan(self.source, frame.size), rounds=resample, jump=jump)
 
+        @functools.cache  # when it runs, not before; then for every micro-batch
+        def known() -> Tensor:
+            return self.source.encode(frame.pad(filled(self.picture, self.weight))[None])
+
         def extra(images: slice) -> Mapping[str, Any]:
-            return {"inpaint": Inpaint(self.source.encode(known), hole)}
+            return {"inpaint": Inpaint(known(), hole)}
 
         settings = self.how.as_dict(self.source, frame.size)
         arguments = {"resample": resample, "jump": jump, "count": count, **settings}
@@ -195,20 +199,24 @@ class Task:
                 "nothing of the picture is kept, so nothing can be restored: use method 'sample'"
             )
         plan = descent(self.source, self.how, doubt)
-        smooth = Looks.of(filled(self.picture, self.weight), self.source, average)
-        holes, shape = smooth.on(self.weight), self.source.shape(1, *smooth.size)
+        looks = Looks.of(self.picture, self.source, average)
+        holes, shape = looks.on(self.weight), self.source.shape(1, *looks.size)
+
+        @functools.cache
+        def smooth() -> Looks:
+            return looks.on(filled(self.picture, self.weight))
 
         def extra(images: slice) -> Mapping[str, Any]:
-            known = self.source.encode(smooth.seen(images))
+            known = self.source.encode(smooth().seen(images))
             hole = torch.stack([shrunk(mask, shape) for mask in holes.seen(images)])
             # What is known has no noise, nor has the filling: the steps take the filling's errors for noise.
             still = Inpaint(known, hole, noise=torch.zeros_like(known))
             return {"x": plan.levels[0].alpha * known, "inpaint": still}
 
-        settings = self.how.as_dict(self.source, smooth.size)
+        settings = self.how.as_dict(self.source, looks.size)
         del settings["spacing"]
         arguments = {"doubt": doubt, "average": average, **settings}
-        return self._work(plan, average, smooth.size, extra), smooth.merged, arguments
+        return self._work(plan, average, looks.size, extra), looks.merged, arguments
 
     def _work(
         self, plan: Plan, images: int, size: tuple[int, int], extra: Callable[[slice], Mapping[str, Any]]
