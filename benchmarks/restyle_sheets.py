@@ -62,18 +62,22 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, help="checkpoint (default: the bundled one)")
     parser.add_argument("--photographs", nargs="+", default=["astronaut", "camera", "rocket"])
+    parser.add_argument("--only", nargs="+", choices=("dial", "styles"), default=("dial", "styles"))
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
     args = parser.parse_args()
     source = source_of(args.model)
-    for file, (pictures, captions) in (
-        ("restyle-dial.png", dials(source, "astronaut", "stained_glass", 128, args.steps)),
-        ("restyle.png", styles(source, args.photographs, args.size, args.steps)),
-    ):
-        sheet = grid(to_pictures(pictures), columns=6, captions=captions)
-        write_png(args.out / file, sheet, overwrite=True)
-        print(args.out / file, flush=True)
+    if "dial" in args.only:
+        write(args.out / "restyle-dial.png", *dials(source, "astronaut", "stained_glass", 128, args.steps))
+    if "styles" in args.only:
+        write(args.out / "restyle.png", *styles(source, args.photographs, args.size, args.steps))
+
+
+def write(file: Path, pictures: torch.Tensor, captions: list[str]) -> None:
+    """A sheet of rows of six."""
+    write_png(file, grid(to_pictures(pictures), columns=6, captions=captions), overwrite=True)
+    print(file, flush=True)
 
 
 if __name__ == "__main__":
