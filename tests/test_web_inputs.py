@@ -15,6 +15,7 @@ pytest.importorskip("uvicorn", reason="the page needs the extra 'ui'")
 
 from fastdiff.images import png_bytes
 from fastdiff.web.limits import Limits
+from fastdiff.web.operations import Inputs
 from fastdiff.web.recipes import restored
 from fastdiff.web.table import OPERATIONS, offered
 from web_client import LIMITS, Client, Watched, encoded, photograph, pixels, serving
@@ -232,6 +233,32 @@ def test_no_form_makes_the_server_fail(
     answer = client.ask("POST", f"{visit}/jobs", body)
     assert answer.status == 202 or answer.error
     client.ask("DELETE", visit)
+
+
+class Told(Watched):
+    """A model that takes any text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels = ()
+
+    def check(self, prompts: object) -> None:
+        """Any will do."""
+
+    def conditioning(self, prompts: list) -> dict:
+        return super().conditioning([None] * len(prompts))
+
+
+def test_a_model_of_texts_has_prompts_instead_of_labels() -> None:
+    source = Told()
+    assert {"prompts", "negative"} <= {
+        field.name for field in OPERATIONS["generate"].fields(source) if field.kind == "text"
+    }
+    prepared = OPERATIONS["generate"].job(source, {"prompts": "a red cat", "steps": 2}, Inputs(), most=10**6)
+    recipe = prepared.job.run().recipe_of(0)
+    assert restored(recipe, source)["fields"]["prompts"] == "a red cat"
+    with pytest.raises(ValueError, match="say what to make"):
+        OPERATIONS["generate"].job(source, {}, Inputs(), most=10**6)
 
 
 def test_what_is_not_installed_is_not_offered(

@@ -65,7 +65,7 @@ class Opened:
 
     def __init__(self, page: api.Page) -> None:
         self.page, self.problems, self.allowed = page, [], "never"
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.on("console", lambda message: self._note(message.type, message.text))
         page.on("pageerror", lambda error: self._note("error", str(error)))
 
@@ -106,7 +106,7 @@ class Opened:
         self.page.wait_for_selector("#run", state="visible")
         assert self.error() == ""
 
-    def until(self, condition: str, seconds: float = 10.0) -> None:
+    def until(self, condition: str, seconds: float = 30.0) -> None:
         """Wait until JavaScript says so. (The page's own policy forbids what Playwright would do for this.)"""
         end = time.monotonic() + seconds
         while not self.page.evaluate(condition):

@@ -36,7 +36,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         metavar="TEXT",
         help="the token to want, also on 127.0.0.1 (default: a new one where needed)",
     )
-    option("--model", metavar="FILE", help="a checkpoint made by fastdiff train (default: the bundled one)")
+    option(
+        "--model", metavar="PATH",
+        help="a checkpoint made by fastdiff train, or the folder of a diffusers pipeline (default: the bundled model)",
+    )  # fmt: skip
+    option("--lora", metavar="FILE", help="join this adapter, made by fastdiff train --lora, to the model")
+    option("--lora-strength", type=float, metavar="X", help="of the adapter: 0 leaves it out (default 1)")
     option("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     option(
         "--max-seconds",
@@ -53,10 +58,11 @@ def run(args: argparse.Namespace) -> int:
     """Load the model, listen, print the address, serve."""
     check(args)
     from fastdiff.apps.source import source_of
+    from fastdiff.cli.options import model_of
     from fastdiff.web.limits import Limits
     from fastdiff.web.serve import Site
 
-    source = source_of(args.model, device=args.device)
+    source = source_of(model_of(args), device=args.device)
     site = Site(
         source,
         host=args.host,

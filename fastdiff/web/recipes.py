@@ -30,8 +30,11 @@ def restored(recipe: Mapping[str, Any], source: Source) -> dict[str, Any]:
     for field in operation.fields(source):
         if field.name not in given:
             continue
+        value = given[field.name]
+        if field.kind == "text" and isinstance(value, list) and len(value) == 1:
+            value = value[0]  # a model of texts: one prompt
         try:
-            fields[field.name] = field.read(given[field.name])
+            fields[field.name] = field.read(value)
         except ValueError as error:
             notes.append(str(error))
     notes += _beyond(operation, given, source)
