@@ -15,7 +15,7 @@ import torch
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 import fastdiff.diffusers  # noqa: E402
-from fastdiff import native  # noqa: E402
+from fastdiff import backend, native  # noqa: E402
 from fastdiff.diffusers import short  # noqa: E402
 from fastdiff.diffusers.runs import Run  # noqa: E402
 from fastdiff.ops import _drawing  # noqa: E402
@@ -103,6 +103,15 @@ def test_options_of_step_hold_after_scale_model_input(taken):
     assert sum(taken) >= 6
     assert (ends[0] - ends[1]).abs().max() <= 1e-5 * ends[1].abs().max()
     assert torch.equal(*states)
+
+
+def test_a_loop_on_another_backend_leaves_the_short_way_to_the_next(taken):
+    scheduler = fastdiff.diffusers.DDIMScheduler(beta_end=0.0123)  # a plan of its own
+    with backend.use("reference"):
+        loop(scheduler)
+    assert not any(taken)
+    loop(scheduler)
+    assert sum(taken) >= 5
 
 
 def test_outputs_of_another_kind_go_the_long_way(taken):

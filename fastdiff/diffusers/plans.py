@@ -163,7 +163,7 @@ def _from_seen(
         for lag, weight in line.history.items():
             weights[i - lag] += weight**2
     both, alone = a + c0 * value, np.sqrt(weights) * (value - u - w * p)
-    return tuple((np.abs(both) < np.abs(alone)).tolist())
+    return tuple((2.0 * np.abs(both) < np.abs(alone)).tolist())  # clearly: J is a guess
 
 
 def _alone(

@@ -69,6 +69,8 @@ def find(
     x, returned = run.returned if run.state is None else run.state, run.returned
     if x is None or returned is None or run.place is None or run.values:
         return None
+    if not usual():  # on another backend, say, which is not to be remembered of the plan
+        return None
     if not x.is_cpu or x.requires_grad or returned.is_inference() or type(output) is not Tensor:
         return None
     options = tuple(item for item in arguments.items() if item[0] not in ("generator", "return_dict"))
