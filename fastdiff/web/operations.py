@@ -130,8 +130,7 @@ def sampling(
         Field("options", "Sampler options", "text", hint="Such as eta=0.5, with commas between several."),
         Field("spacing", "Spacing of the steps", "choice", None, choices=(*TIMESTEPS, *RATIOS)),
     ]  # fmt: skip
-    if not source.labels:
-        fields.append(Field("negative", "What to avoid", "text"))
+    fields.append(replace(prompt(source, name="negative", label="Away from"), few=False, empty="nothing"))
     seed = Field("seed", "Seed", "integer", 0, 0, MAX_SEED, hint="The same seed makes the same picture.")
     return (*(fields if count else fields[1:]), seed)
 
