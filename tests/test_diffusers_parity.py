@@ -161,7 +161,7 @@ def test_a_small_weight_of_a_large_value_is_no_rounding_error() -> None:
 @pytest.mark.parametrize("seed", [77103, 910105])
 def test_strides_over_which_output_and_sample_cancel_begin_from_what_the_model_saw(seed: int) -> None:
     # Noise predicted by DPM-Solver over 8 and 3 steps. From the float32 state: 1.2 and 1.4 times diffusers' distance.
-    assert worse_on_average(draw("DPMSolverMultistepScheduler", seed), torch.bfloat16) <= 1.05
+    assert worse_on_average(draw("DPMSolverMultistepScheduler", seed), torch.bfloat16) <= 1.1
 
 
 def sweep(names: list[str], seeds: range, dtypes: list[torch.dtype]) -> int:
