@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import gc
 import io
 import pickle
 import warnings
-import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,10 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdiff import lazy_guidance
-from fastdiff.lazy_guidance import Guided, expect, handed, parts
+from fastdiff.lazy_guidance import Guided, handed, parts
+from guidance_noted import SCALE, both, guided, image, noting  # noqa: F401
 
-SCALE = 7.5
 WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "u + s*(c - u)": lambda out: out.chunk(2)[0] + SCALE * (out.chunk(2)[1] - out.chunk(2)[0]),
     "(c - u)*s": lambda out: out.chunk(2)[0] + (out.chunk(2)[1] - out.chunk(2)[0]) * SCALE,
@@ -35,34 +31,8 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def guided(u: Tensor, c: Tensor, scale: float = SCALE) -> Tensor:
-    """As diffusers' pipelines have it."""
-    return u + scale * (c - u)
-
-
 def guided_from_conditional(u: Tensor, c: Tensor) -> Tensor:
     return c + (SCALE - 1) * (c - u)
-
-
-@pytest.fixture(autouse=True)
-def noting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Small tensors are noted down too, and no gradients recorded, as in a pipeline."""
-    monkeypatch.setattr(lazy_guidance, "LEAST", {"cpu": 1})
-    expect(True)
-    with torch.no_grad():
-        yield
-    expect(False)
-
-
-def image(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(shape or (4, 4, 6, 5), generator=generator).to(dtype)
-
-
-def both() -> tuple[Tensor, Tensor]:
-    """(noted down, computed)"""
-    out = image()
-    return guided(*handed(out).chunk(2)), guided(*out.chunk(2))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -240,92 +210,6 @@ def test_what_is_asked_without_looking() -> None:
         assert getattr(noted, method)() == getattr(expected, method)(), method
     assert len(noted) == len(expected) and noted in {noted: 1}
     assert noted._made is None
-
-
-@pytest.mark.parametrize("write", [lambda t: t.zero_(), lambda t: t[0].fill_(3.0), lambda t: t.add_(t)])
-def test_an_output_written_to_afterwards_changes_nothing(write: Callable[[Tensor], Any]) -> None:
-    out = image()
-    expected = guided(*out.chunk(2)).clone()
-    handed_on = handed(out)
-    u, c = handed_on.chunk(2)
-    noted = guided(u, c)
-    write(c)
-    assert torch.equal(noted, expected)
-    assert torch.equal(guided(u, c), guided(*out.chunk(2)))  # of the new values, computed
-
-
-def test_a_difference_written_to_afterwards_changes_nothing() -> None:
-    out = image()
-    u, c = handed(out).chunk(2)
-    difference = c - u
-    noted = u + 2.0 * difference
-    difference.zero_()
-    assert torch.equal(noted, u.made + 2.0 * (c.made - u.made)) and not difference.any()
-    assert torch.equal(u + difference, out[:2])
-
-
-def test_a_view_that_somebody_holds_ends_the_noting() -> None:
-    out = handed(image())
-    u, c = out.chunk(2)
-    held = out[0]
-    assert type(c - u) is Tensor
-    held.zero_()
-    assert not out[0].any()
-
-
-def test_an_output_overwritten_behind_its_back_is_an_error() -> None:
-    out = image()
-    noted = guided(*handed(out).chunk(2))
-    out.zero_()  # a buffer of the model's, say
-    with pytest.raises(RuntimeError, match="overwritten"):
-        noted.sum()
-    with pytest.raises(RuntimeError, match="overwritten"):
-        parts(noted)
-
-
-def test_only_outputs_that_a_step_expects_are_noted_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    out = image()
-    expect(False)
-    assert handed(out) is out
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(expect, True).result()
-    assert handed(out) is out  # another thread's loop
-    expect(True)
-    assert type(handed(out)) is Guided
-    assert handed(out.double()).dtype == torch.float64 and type(handed(out.double())) is Tensor
-    assert type(handed(out.long())) is Tensor and handed(None) is None
-    with torch.enable_grad():
-        assert type(handed(image().requires_grad_() * 1)) is Tensor
-    with torch.inference_mode():
-        assert type(handed(image())) is Tensor
-    monkeypatch.setattr(lazy_guidance, "LEAST", {"cpu": out.numel() + 1})
-    assert handed(out) is out
-
-
-def test_once_somebody_looked_the_loop_computes() -> None:
-    noted, _ = both()
-    noted.sum()
-    assert type(handed(image())) is Tensor
-
-
-def test_memory_goes_with_it() -> None:
-    out = image()
-    held = weakref.ref(out)
-    noted = guided(*handed(out).chunk(2))
-    gc.disable()
-    try:
-        del out
-        assert held() is not None
-        del noted
-        assert held() is None  # without the garbage collector: no cycle
-    finally:
-        gc.enable()
-
-
-def test_threads_may_look_at_once() -> None:
-    noted, expected = both()
-    with ThreadPoolExecutor(4) as pool:
-        assert all(torch.equal(each, expected) for each in pool.map(lambda _: noted.clone(), range(16)))
 
 
 def test_channels_last_stays() -> None:
