@@ -56,6 +56,7 @@ class Routes:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         self.heavy = anyio.CapacityLimiter(1)  # pictures are decoded, and jobs prepared, one at a time
+        self.arriving = anyio.CapacityLimiter(4)  # uploads held in memory as they come in
         folder = resources.files("fastdiff.web") / "static"
         self.static = {item.name: item.read_bytes() for item in folder.iterdir() if item.is_file()}
 
@@ -108,7 +109,8 @@ class Routes:
         """Keep an uploaded picture, and read the recipe it carries."""
         visit, limits = self._visit(request), self.studio.limits
         side = query(request, SIDE)
-        body = await read_body(request, limits.upload_bytes, limits.upload_seconds)
+        async with self.arriving:
+            body = await read_body(request, limits.upload_bytes, limits.upload_seconds)
         picture = await self._apart(lambda: received(body, side=side, limits=limits))
         visit.keep(picture)
         about = picture.describe() | {"digest": picture.digest, "recipe": None, "problem": ""}
