@@ -1,4 +1,4 @@
-"""Guided tensors over time: outputs written to or freed meanwhile, other threads, which outputs are noted at all."""
+"""Guided tensors over time: outputs written to or freed meanwhile, other threads, which outputs are noted."""
 
 from __future__ import annotations
 

@@ -202,9 +202,7 @@ def read_pictures(folder: Path, size: int) -> Tensor:
         raise NotADirectoryError(f"{folder} is not a folder: give one that holds 5 to 20 pictures")
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
     if not 1 <= len(files) <= MOST_PICTURES:
-        raise ValueError(
-            f"{folder} holds {len(files)} pictures ({' '.join(sorted(SUFFIXES))}): give 5 to 20"
-        )
+        raise ValueError(f"{folder} holds {len(files)} pictures ({' '.join(sorted(SUFFIXES))}): give 5 to 20")
     return torch.stack([read_square(file, size) for file in files])
 
 
