@@ -111,7 +111,9 @@ def evaluate(args: argparse.Namespace) -> dict:
     """Everything that is reported, as plain data."""
     model = models.load(args.model)
     size = model.config.image_size
-    train, test = (load_folder(args.data / split, size=round(size * 1.125)) for split in ("train", "test"))
+    train, test = (
+        load_folder(args.data / split, size=round(size * 1.125)).labelled() for split in ("train", "test")
+    )
     if train.labels != model.labels or test.labels != model.labels:
         raise SystemExit(f"the data's classes {train.labels} are not the model's {model.labels}")
     began = time.perf_counter()

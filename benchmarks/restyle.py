@@ -33,7 +33,7 @@ from fastdiff.apps.restyle import METHODS, restyle, scaled
 from fastdiff.apps.source import Source, source_of
 from fastdiff.images import to_tensor
 from fastdiff.sampling import sample
-from fastdiff.training.data import Batches, ImageFolder, load_folder
+from fastdiff.training.data import Batches, load_folder
 from results import RESULTS, ROOT, environment, write_json
 
 PHOTOGRAPHS = ("astronaut", "camera", "rocket")
@@ -53,12 +53,6 @@ def photograph(name: str, size: int) -> Tensor:
     side = min(found.shape[:2])
     top, left = (found.shape[0] - side) // 2, (found.shape[1] - side) // 2
     return scaled(to_tensor(np.ascontiguousarray(found[top : top + side, left : left + side])), size)
-
-
-def labelled(folder: ImageFolder) -> ImageFolder:
-    """Without the pictures of no class."""
-    known = folder.classes < len(folder.labels)
-    return ImageFolder(folder.pictures[known], folder.classes[known], folder.labels)
 
 
 def windows(picture: Tensor) -> Tensor:
@@ -178,7 +172,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "images" / "restyle-kept.png")
     args = parser.parse_args()
     source = source_of(args.model)
-    folder = labelled(load_folder(args.data / "train", size=round(WINDOW * 1.125)))
+    folder = load_folder(args.data / "train", size=round(WINDOW * 1.125)).labelled()
     if folder.labels != source.labels:
         raise SystemExit(f"the data's classes {folder.labels} are not the model's {source.labels}")
     batches = Batches(folder, batch=64, crop=WINDOW, flip=True, seed=0)

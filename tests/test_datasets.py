@@ -131,6 +131,7 @@ def test_the_data_set(dataset: Path) -> None:
     # twice as many pictures without a class, which have the index of the null class
     assert train.classes.bincount().tolist() == [3] * 16 + [6]
     assert test.classes.bincount().tolist() == [2] * 16 + [4]
+    assert test.labelled().classes.bincount().tolist() == [2] * 16 and len(test.labelled()) == 32
     with pytest.raises(FileExistsError, match="choose a new folder"):
         make_dataset(dataset)
 

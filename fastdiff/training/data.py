@@ -55,6 +55,12 @@ class ImageFolder:
     def __len__(self) -> int:
         return self.pictures.shape[0]
 
+    def labelled(self) -> ImageFolder:
+        """Without the pictures of no class."""
+        known = self.classes < len(self.labels)
+        context = None if self.context is None else self.context[known]
+        return ImageFolder(self.pictures[known], self.classes[known], self.labels, context)
+
 
 def load_folder(
     root: Path, *, size: int, context_dim: int = 0, encoder: Encoder | None = None
