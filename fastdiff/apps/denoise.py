@@ -87,7 +87,8 @@ def prepare(
         raise ValueError(
             "denoising spaces its steps itself, from the picture's noise down: leave spacing out"
         )
-    level = noise_level(given) if noise is None else float(noise)
+    # rounded as the recipe holds it, so that the recipe makes the same picture
+    level = round(noise_level(given) if noise is None else float(noise), 3)
     grey = bool((given == given[:1]).all())
     plan = descent(source, how, level * (math.sqrt(3) if grey else 1.0))
     looks = Looks.of(given, source, average)
@@ -109,7 +110,11 @@ def prepare(
         batch=how.batch_of(source, looks.size),
         extra=extra,
     )
-    arguments = {"noise": round(level, 3), "average": average, **how.as_dict(source, looks.size)}
+    arguments = {
+        "noise": level,
+        "average": average,
+        **how.as_dict(source, looks.size, written=(given.shape[2], given.shape[1])),
+    }
     return Averaged(
         work, "denoise", {name: value for name, value in arguments.items() if name != "spacing"},
         inputs={"picture": digest(given)},

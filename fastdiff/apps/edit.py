@@ -80,7 +80,12 @@ def prepare(
         negative=how.negative,
         extra=extra,
     )
-    arguments = {"prompt": prompt, "strength": strength, "count": count, **how.as_dict(source, frame.size)}
+    arguments = {
+        "prompt": prompt,
+        "strength": strength,
+        "count": count,
+        **how.as_dict(source, frame.size, written=(frame.width, frame.height)),
+    }
     return Job(
         work, "edit", arguments, inputs={"picture": digest(given)}, finish=frame.crop,
         loading=time.perf_counter() - started,

@@ -175,6 +175,11 @@ class Task:
     source: Source
     how: Settings
 
+    @property
+    def written(self) -> tuple[int, int]:
+        """(width, height) of what comes of it."""
+        return self.picture.shape[2], self.picture.shape[1]
+
     def sampling(self, *, count: int, resample: int, jump: int) -> Parts:
         """Something new, by blending in each step."""
         frame = Frame.of(self.picture, self.source)
@@ -188,7 +193,7 @@ class Task:
         def extra(images: slice) -> Mapping[str, Any]:
             return {"inpaint": Inpaint(known(), hole)}
 
-        settings = self.how.as_dict(self.source, frame.size)
+        settings = self.how.as_dict(self.source, frame.size, written=self.written)
         arguments = {"resample": resample, "jump": jump, "count": count, **settings}
         return self._work(plan, count, frame.size, extra), frame.crop, arguments
 
@@ -213,7 +218,7 @@ class Task:
             still = Inpaint(known, hole, noise=torch.zeros_like(known))
             return {"x": plan.levels[0].alpha * known, "inpaint": still}
 
-        settings = self.how.as_dict(self.source, looks.size)
+        settings = self.how.as_dict(self.source, looks.size, written=self.written)
         del settings["spacing"]
         arguments = {"doubt": doubt, "average": average, **settings}
         return self._work(plan, average, looks.size, extra), looks.merged, arguments

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdiff.apps.picture import checked
 from fastdiff.apps.source import Source, source_of
 from fastdiff.apps.work import circumstances, digest
 
@@ -135,11 +136,19 @@ def _check_inputs(command: str, wanted: Mapping[str, Any], given: Mapping[str, T
     for name in given:
         if name not in wanted:
             raise ValueError(f"the picture was not made from a {name}: leave it out")
-        if digest(given[name]) != wanted[name]:
+        found = digest(_as_worked_on(name, given[name]))
+        if found != wanted[name]:
             raise ValueError(
-                f"this is not the {name} that it was made from: its digest is {digest(given[name])}, "
+                f"this is not the {name} that it was made from: its digest is {found}, "
                 f"the recipe says {wanted[name]}"
             )
+
+
+def _as_worked_on(name: str, given: Tensor) -> Tensor:
+    """As the applications take it: a mask with its channel, a grey picture with three."""
+    if name != "mask":
+        return checked(given)
+    return given.float()[None] if given.ndim == 2 else given.float()
 
 
 def _listed(names: Sequence[str]) -> str:

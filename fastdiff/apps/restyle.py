@@ -118,7 +118,8 @@ def prepare(
     )
     arguments = {
         "prompt": prompt, "strength": float(strength), "method": method, "of": of, "colours": colours,
-        "turns": turns, "coarse": coarse, "size": size, "count": count, **how.as_dict(source, task.size),
+        "turns": turns, "coarse": coarse, "size": size, "count": count,
+        **how.as_dict(source, task.size, written=(frame.width, frame.height)),
     }  # fmt: skip
     return Job(
         WAYS[method](task),

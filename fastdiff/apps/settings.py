@@ -75,9 +75,12 @@ class Settings:
         """Images made at once."""
         return self.batch or max(1, source.batch_pixels // (size[0] * size[1]))
 
-    def as_dict(self, source: Source, size: tuple[int, int]) -> dict[str, Any]:
+    def as_dict(
+        self, source: Source, size: tuple[int, int], *, written: tuple[int, int] | None = None
+    ) -> dict[str, Any]:
         """JSON data of a recipe: every setting, what was left open filled in; negative and watermark only if given.
 
+        size: at which the model works. written: (width, height) of the pictures written, if they are cut from it.
         Raises ValueError for a size too small for a watermark.
         """
         own = {
@@ -87,7 +90,7 @@ class Settings:
         if self.negative is not None:
             own["negative"] = self.negative
         if self.watermark:
-            watermark.check_size(*size)
+            watermark.check_size(*(written or size))
             own["watermark"] = True
         return own
 

@@ -122,7 +122,9 @@ def prepare(
         model=steered,
     )
     own = {"doubt": doubt} if method == "restore" else {}
-    kept = {name: value for name, value in how.as_dict(source, size).items() if name != "spacing" or not own}
+    written = (given.shape[-1] * factor, given.shape[-2] * factor)
+    settled = how.as_dict(source, size, written=written)
+    kept = {name: value for name, value in settled.items() if name != "spacing" or not own}
     arguments = {"prompt": prompt, "factor": factor, "method": method, "noise": noise, **own, **kept}
     return Job(
         work, "upscale", arguments, inputs={"picture": digest(given)}, finish=finish,
