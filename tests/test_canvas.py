@@ -56,6 +56,15 @@ def test_a_window_as_large_as_the_picture_is_the_model_itself() -> None:
     assert torch.allclose(plain, windowed, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(32, 16), (16, 16), (8, 40)])
+def test_tiles_wrap_around_where_one_window_spans_them(size: tuple[int, int]) -> None:
+    windowed = generate("cat", model=NET, steps=3, size=size, tile=True, window=16).images
+    alone = generate("cat", model=NET, steps=3, size=size, window=16).images
+    assert not torch.allclose(windowed, alone, atol=1e-3)  # a single window would be the same in both
+    places = [starts(side, 16, 8, wrap=True) for side in size]
+    assert all(len(each) > 1 for each in places)
+
+
 def test_conditioning_follows_its_image() -> None:
     seen: list[tuple[int, Any]] = []
 

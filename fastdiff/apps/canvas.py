@@ -19,8 +19,8 @@ from torch import Tensor
 def starts(side: int, window: int, overlap: int, *, wrap: bool) -> list[int]:
     """Where windows begin along a side: evenly, overlapping by `overlap` or more, the last one ending at the edge, or
     going on at the other edge where the picture wraps around."""
-    if window >= side:
-        return [0]
+    if window >= side:  # alone it would have a seam where the picture's edges meet: a second one covers it
+        return [0, side // 2] if wrap and overlap and side > 1 else [0]
     stride = window - overlap
     if wrap:
         count = -(-side // stride)
