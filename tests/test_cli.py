@@ -263,6 +263,10 @@ def test_frames_between_labels_and_seeds(fastdiff: Callable[..., tuple[int, str,
     assert fastdiff(*asked, "--frames", "4", "--out", "frames")[0] == 0
     assert sorted(os.listdir("frames")) == [f"frame-{i:04d}.png" for i in range(4)]
     assert fastdiff(*asked, "--size", "32", "--out", "row.png")[0] == 0
+    one = ("generate", "--label", "cat", "--count", "1", "--steps", "2", "--out", "one.png")
+    assert fastdiff(*one)[0] == 0  # whose recipe says how windows overlap, though there are none
+    more = ("generate", "--recipe", "one.png", "--to-seed", "3", "--frames", "3", "--out", "more")
+    assert fastdiff(*more)[0] == 0 and len(os.listdir("more")) == 3
 
 
 def test_a_large_canvas_by_windows(fastdiff: Callable[..., tuple[int, str, str]]) -> None:

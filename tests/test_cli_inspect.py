@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiff.apps import edit, generate, remake
+from fastdiff.apps import denoise, edit, generate, inpaint, remake, upscale
 from fastdiff.images import read_image, read_recipe, to_pictures, write_png
 from tiny_model import tiny_model
 
@@ -143,6 +143,23 @@ def test_like_repeats_an_edit_given_its_picture(fastdiff: Command) -> None:
     assert code == 1 and "was not made from a picture" in err
 
 
+def test_like_compares_with_what_it_replaces(fastdiff: Command) -> None:
+    made = generate.generate("cat", model=tiny_model(), steps=2)
+    write_png("false.png", 255 - to_pictures(made.images)[0], recipe=made.recipe)
+    assert "pixels differ" in fastdiff("generate --like false.png --out false.png --overwrite")[1]
+
+
+def test_inspect_names_a_command_that_works(fastdiff: Command) -> None:
+    fastdiff(f"generate --label cat --count 1 --show-steps {QUICK} --out one.png")
+    assert "--recipe one-steps.png --show-steps" in fastdiff("inspect one-steps.png")[1]
+    recipe = read_recipe("one.png")
+    write_png("more.png", pixels("one.png"), recipe=recipe | {"command": "augment"})
+    out = fastdiff("inspect more.png")[1]
+    assert "made by fastdiff augment" in out and "--like" not in out
+    write_png("hole.png", pixels("one.png"), recipe=recipe | {"inputs": {"picture": "0", "mask": "1"}})
+    assert "--image PICTURE --mask MASK" in fastdiff("inspect hole.png")[1]
+
+
 @pytest.mark.parametrize(
     ("made", "inputs"),
     [
@@ -169,6 +186,7 @@ def test_like_repeats_every_command(made: str, inputs: str, fastdiff: Command) -
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("generate --like one.png --seed 0", "leave out --seed, or use --recipe one.png"),
         ("generate --like one.png --seed 3", "leave out --seed, or use --recipe one.png"),
         ("generate --like one.jpg", "a JPEG carries no recipe"),
         ("generate --like plain.png", "carries no fastdiff recipe"),
@@ -202,3 +220,19 @@ def test_remake_from_python() -> None:
     for recipe in ({}, {"arguments": 3}, {"arguments": {"prompts": ["cat"]}, "together": {"index": 9}}):
         with pytest.raises(ValueError, match="recipe"):
             remake.remake(recipe, model=tiny_model())
+
+
+def test_remake_takes_masks_and_grey_pictures_as_the_commands_do() -> None:
+    grey = torch.rand(1, 18, 13, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = torch.zeros(18, 13, dtype=torch.bool)
+    mask[4:9, 3:7] = True
+    made = inpaint.inpaint(grey, mask, "cat", model=tiny_model(), steps=2)
+    again = remake.remake(made.recipe_of(0), inputs={"picture": grey, "mask": mask}, model=tiny_model())
+    assert torch.equal(again.job.run().images, made.images)
+
+
+@pytest.mark.parametrize("app", [edit, denoise, upscale])
+def test_a_watermark_too_large_for_what_is_written_is_refused_before_any_work(app: Any) -> None:
+    side = 31 if app is upscale else 62  # 64 for the model
+    with pytest.raises(ValueError, match="62x62 is too small for a watermark"):
+        app.prepare(torch.zeros(3, side, side), model=tiny_model(), watermark=True)

@@ -44,7 +44,7 @@ def prepare(
     check_integer("frames", frames, 2, MAX_COUNT)
     how = Settings(**settings, seed=seeds[0])
     width_height = size_of(size, source)
-    plan = how.plan(source)
+    plan = how.plan(source, width_height)
     source = source.tiled() if tile else source
     places = [i * (stations - 1) / (frames - 1) for i in range(frames)]
     noise = SeededNoise(seeds).start(torch.empty(source.shape(len(seeds), *width_height)))

@@ -130,11 +130,18 @@ def _mark(mark: dict[str, Any]) -> str:
 
 
 def _how(path: str, recipe: dict[str, Any]) -> str:
-    if recipe.get("inputs"):
-        return (
-            f"  to make it again: fastdiff generate --like {path} --image PICTURE (the one it was made from)"
-        )
-    return f"  to make it again: fastdiff generate --like {path}"
+    from fastdiff.apps.remake import COMMANDS
+
+    command, sheet, inputs = recipe.get("command", "generate"), recipe.get("sheet"), recipe.get("inputs")
+    if command not in COMMANDS:
+        return f"  made by fastdiff {command}: to make it again, run that with these arguments"
+    if isinstance(sheet, dict) and sheet.get("steps"):
+        return f"  a film strip: fastdiff generate --recipe {path} --show-steps makes it again"
+    how = f"  to make it again: fastdiff generate --like {path}"
+    if not inputs:
+        return how
+    mask = " --mask MASK, or --extend, as then" if "mask" in inputs else ""
+    return f"{how} --image PICTURE{mask} (what it was made from)"
 
 
 def _recipe(path: str) -> tuple[dict[str, Any] | None, str | None]:

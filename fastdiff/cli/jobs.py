@@ -79,7 +79,10 @@ def _in_between(args: argparse.Namespace, arguments: dict[str, Any]) -> Job:
 
     if args.count is not None or args.window is not None:
         raise ValueError("frames in between take neither --count nor --window: give --frames")
-    arguments.pop("count", None)
+    if arguments.pop("window", None) is not None:  # the recipe's
+        raise ValueError("frames in between take no --window, and the recipe's picture was made with one")
+    for name in ("count", "overlap"):
+        arguments.pop(name, None)
     prompts = list(arguments.pop("prompts"))
     if args.to_label is not None:
         prompts += [name.strip() for name in args.to_label.split(",") if name.strip()]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fastdiff.apps.remake import Again
+    from fastdiff.images import Picture
 
 KEPT = {
     "like", "image", "mask", "extend", "model", "lora", "lora_strength", "device", "out", "json", "quiet", "overwrite",
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if sheet.get("steps"):
         raise ValueError(f"{args.like} is a film strip: make it again with --recipe {args.like} --show-steps")
     target = _target(args)
+    original = _pixels(args.like)  # before it may be replaced
     again = remake(recipe, inputs=_inputs(args), model=model_of(args), device=_device(args, recipe))
     for line in again.differences:
         print(f"fastdiff: {line}: the last bits may differ", file=sys.stderr)
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         _write(args, again, sheet, target)
     finally:
         torch.set_num_threads(threads)
-    differing, most = compared(args.like, target)
+    differing, most = compared(original, _pixels(target))
     if args.json:
         data = {"files": [str(target)], "same": not differing, "pixels_differing": differing, "most": most}
         print(json.dumps(data, indent=2))
@@ -70,17 +72,21 @@ def verdict(differing: int, most: int) -> str:
     return f"{differing} pixels differ, by {most} of 255 at most"
 
 
-def compared(first: str | Path, second: str | Path) -> tuple[int, int]:
+def compared(first: Picture, second: Picture) -> tuple[int, int]:
     """How many pixels differ, and the largest difference of 255; (1, -1) for pictures of other sizes."""
     import numpy as np
 
+    if first.shape != second.shape:
+        return 1, -1
+    gap = np.abs(first.astype(np.int16) - second).max(axis=2)
+    return int((gap > 0).sum()), int(gap.max())
+
+
+def _pixels(path: str | Path) -> Picture:
     from fastdiff.images import read_image, to_pictures
 
-    a, b = (to_pictures(read_image(path)[None])[0].astype(np.int16) for path in (first, second))
-    if a.shape != b.shape:
-        return 1, -1
-    gap = np.abs(a - b).max(axis=2)
-    return int((gap > 0).sum()), int(gap.max())
+    picture: Picture = to_pictures(read_image(path)[None])[0]
+    return picture
 
 
 def _write(args: argparse.Namespace, again: Again, sheet: dict[str, Any], target: Path) -> None:
@@ -103,7 +109,11 @@ def _write(args: argparse.Namespace, again: Again, sheet: dict[str, Any], target
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    given = [name for name, value in vars(args).items() if name not in KEPT and value not in (None, False)]
+    given = [
+        name
+        for name, value in vars(args).items()
+        if name not in KEPT and value is not None and value is not False
+    ]
     given = [name for name in given if not (name == "zoom" and args.zoom == 1)]
     if given:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
