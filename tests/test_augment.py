@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fastdiff import models
 from fastdiff.apps.augment import Augmentation, Augmented
 from fastdiff.apps.augment_folder import MANIFEST, TABLE, prepare
+from fastdiff.apps.source import Native
 from fastdiff.cli import main
 from fastdiff.cli.augment import parse_range
 from fastdiff.events import Cancelled
@@ -180,3 +181,12 @@ def test_the_command(folder: Path, tmp_path: Path, checkpoint: Path, capsys: Any
     assert main([*asked, "--seed", "4"]) == 1 and "another seed" in capsys.readouterr().err
     assert main([*asked, "--strength", "much"]) == 1 and "0.2..0.6" in capsys.readouterr().err
     assert parse_range("0.5") == (0.5, 0.5)
+
+
+def test_a_model_of_uniform_noise_gets_it() -> None:
+    source, picture = Native(tiny_model()), torch.zeros(3, 16, 16)
+    gaussian = Augmentation(model=source, **QUICK)(picture, "cat", seed=3)
+    source.noise = "uniform"
+    augmentation = Augmentation(model=source, **QUICK)
+    uniform = augmentation(picture, "cat", seed=3)
+    assert not torch.equal(uniform, gaussian) and torch.equal(uniform, augmentation(picture, "cat", seed=3))

@@ -167,6 +167,7 @@ def test_inspect_names_a_command_that_works(fastdiff: Command) -> None:
         ("edit photo.png --denoise 20", "--image photo.png"),
         ("edit photo.png --upscale 2", "--image photo.png"),
         ("restyle photo.png --to cat", "--image photo.png"),
+        ("restyle photo.png --label cat --method sdedit", "--image photo.png"),
         ("inpaint photo.png --mask mask.png --label cat", "--image photo.png --mask mask.png"),
         ("inpaint photo.png --extend 0,0,16,0 --watermark", "--image photo.png --extend 0,0,16,0"),
     ],

@@ -29,6 +29,7 @@ from fastdiff.guidance import Guidance
 from fastdiff.noise import MAX_SEED
 from fastdiff.plan import Plan
 from fastdiff.sampling import sample
+from fastdiff.uniform_noise import UniformNoise
 
 TOWARDS = ("own", "nothing")
 
@@ -150,9 +151,12 @@ class Augmentation:
             guidance = Guidance(scale, source.conditioning([None] * len(prompts)))
         with torch.no_grad():
             x = source.encode(frame.pad(pictures))
+        noise: dict[str, Any] = {"seed": list(seeds)}
+        if getattr(source, "noise", "gaussian") == "uniform":  # a model trained on it
+            noise = {"noise": UniformNoise(seeds)}
         x = sample(
             source, x, sampler=plan, strength=1.0, conditioning=source.conditioning(prompts), guidance=guidance,
-            seed=list(seeds), callback=callback,
+            callback=callback, **noise,
         )  # fmt: skip
         return frame.crop(source.decode(x))
 

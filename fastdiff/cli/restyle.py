@@ -22,7 +22,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     what = parser.add_argument_group("what").add_argument
     what("picture", metavar="PHOTO", help="PNG, JPEG, WebP or BMP")
-    what("--to", required=True, metavar="NAME", help="what it becomes: a label of the model, or a prompt")
+    what(
+        "--to",
+        "--label",
+        "--prompt",
+        required=True,
+        metavar="NAME",
+        help="what it becomes: a label of the model, or a prompt; three names for one option",
+    )
     what(
         "--strength",
         type=float,
