@@ -6,6 +6,7 @@ import http.client
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -166,6 +167,21 @@ def test_any_recipe_is_read_or_refused(recipe: dict) -> None:
     except ValueError:
         return
     assert found["operation"] in OPERATIONS
+
+
+def test_names_that_are_no_text_stay_out_of_a_recipe(client: Client, visit: str) -> None:
+    """A lone surrogate cannot be sent: the answer would be a 500."""
+    inputs = {"\ud800": "a", "mask": "\ud800", "nested": [1], "picture": "abc"}
+    recipe = {"command": "generate", "arguments": {}, "inputs": inputs}
+    arrived = client.upload(visit, png_bytes(np.zeros((32, 32, 3), np.uint8), recipe=recipe))
+    assert arrived["recipe"]["inputs"] == {"picture": "abc"}
+
+
+def test_what_is_added_around_a_picture_counts_as_pixels() -> None:
+    """16 x 16 pixels and 512 on each side, 16 times, are 17 million."""
+    given = {"left": 512, "top": 512, "right": 512, "bottom": 512, "count": 16}
+    with pytest.raises(ValueError, match=r"17\.3 million pixels"):
+        OPERATIONS["outpaint"].job(MODEL, given, Inputs(torch.zeros(3, 16, 16)), most=2**22)
 
 
 # Forms

@@ -95,7 +95,10 @@ class Operation:
 def pixels(values: Mapping[str, Any], inputs: Inputs) -> int:
     """How many pixels a job makes."""
     if inputs.picture is not None:
-        each = inputs.picture.shape[-1] * inputs.picture.shape[-2] * (values.get("factor") or 1) ** 2
+        height, width = inputs.picture.shape[-2:]
+        height += values.get("top", 0) + values.get("bottom", 0)
+        width += values.get("left", 0) + values.get("right", 0)
+        each = height * width * (values.get("factor") or 1) ** 2
     else:
         each = values["width"] * values["height"]
     several = values.get("prompts")

@@ -88,4 +88,6 @@ def _inputs(inputs: object) -> dict[str, str]:
     """The digests of the pictures it started from."""
     if not isinstance(inputs, Mapping):
         return {}
-    return {str(name)[:40]: str(digest)[:64] for name, digest in list(inputs.items())[:4]}
+    named = [(name[:40], digest[:64]) for name, digest in inputs.items() if isinstance(digest, str)]
+    # a lone surrogate is no text: it cannot be written anywhere
+    return {name: digest for name, digest in named[:4] if (name + digest).isprintable()}
