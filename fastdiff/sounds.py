@@ -110,6 +110,8 @@ def resampled(sound: Tensor, before: int, after: int) -> Tensor:
     kept = min(length, wanted) // 2 + 1
     padded = spectrum.new_zeros(sound.shape[0], wanted // 2 + 1)
     padded[:, :kept] = spectrum[:, :kept]
+    if min(length, wanted) % 2 == 0:  # the bin at half the lower rate stands for both signs of its frequency
+        padded[:, kept - 1] *= 0.5 if wanted > length else 2.0
     return torch.fft.irfft(padded, n=wanted) * (wanted / length)
 
 

@@ -97,6 +97,14 @@ def test_resampling_keeps_a_tone(rate: int) -> None:
     torch.testing.assert_close(found, tone(), atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("before, after", [(16, 32), (32, 16), (16, 24), (24, 17), (15, 30), (30, 16)])
+def test_resampling_is_scipys(before: int, after: int) -> None:
+    signal = pytest.importorskip("scipy.signal", reason="scipy is not installed")
+    sound = torch.randn(2, before, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = torch.from_numpy(signal.resample(sound.numpy(), after, axis=1))
+    torch.testing.assert_close(resampled(sound, before, after), wanted)
+
+
 def test_notes_have_their_pitch_and_repeat() -> None:
     for name in INSTRUMENTS:
         made, pitch = note(name, length=4096, rate=8000, rng=np.random.default_rng(5))
