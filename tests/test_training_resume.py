@@ -97,6 +97,9 @@ def test_resume_wants_the_same_run(data: Path, tmp_path: Path) -> None:
         train(TINY, data, run)
     with pytest.raises(ValueError, match="another batch, seed"):
         train(change(batch=4, seed=3), data, run, resume=True)
+    lists = TINY.model["channels"], TINY.model["blocks"]
+    tuples = {**TINY.model, "channels": tuple(lists[0]), "blocks": tuple(lists[1])}
+    assert train(change(steps=3, model=tuples), data, run, resume=True).step == 3
     (tmp_path / "other" / "green").mkdir(parents=True)
     Image.new("RGB", (12, 12)).save(tmp_path / "other" / "green" / "0.png")
     with pytest.raises(ValueError, match="trained on classes blue, red"):
@@ -105,6 +108,15 @@ def test_resume_wants_the_same_run(data: Path, tmp_path: Path) -> None:
     state.write_bytes(state.read_bytes()[:-10])
     with pytest.raises(ValueError, match="no training state"):
         train(TINY, data, run, resume=True)
+
+
+def test_a_model_without_its_state_is_not_overwritten(data: Path, tmp_path: Path) -> None:
+    train(change(steps=1), data, tmp_path)
+    (tmp_path / STATE).unlink()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match=r"model\.safetensors exists"):
+        train(change(steps=1, seed=1), data, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
 def test_a_request_to_end_saves(data: Path, tmp_path: Path) -> None:

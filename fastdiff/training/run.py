@@ -52,6 +52,8 @@ def train(
         )
     if resume and not state.exists():
         raise FileNotFoundError(f"{state} does not exist: nothing to resume, start without --resume")
+    if not resume and (out / MODEL).exists():
+        raise FileExistsError(f"{out / MODEL} exists: move it away first, or choose another folder")
     check_folder(out)
     processes = join(device)
     try:

@@ -79,7 +79,8 @@ class About:
     def check(self, path: Path, now: About) -> None:
         """ValueError unless this, read from `path`, is a run that goes on with `now`."""
         before = self.config.as_dict()
-        changed = [k for k, v in now.config.as_dict().items() if k not in FREE and v != before[k]]
+        wanted = json.loads(json.dumps(now.config.as_dict()))  # tuples are lists there
+        changed = [k for k, v in wanted.items() if k not in FREE and v != before[k]]
         changed += ["batch"] if self.pictures != now.pictures else []
         if changed:
             raise ValueError(
