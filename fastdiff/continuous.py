@@ -17,6 +17,8 @@ from fastdiff.schedules import Schedule
 
 START = 1e-3
 """Share of the time at which the grids of sigma / alpha (karras and the like) end."""
+MOST = 1400.0
+"""Of beta_min + beta_max: at the last time (sigma / alpha)^2 is exp of half of it, less 1, which must be a float."""
 
 
 def _preserving(process: Process, t: float, ratio: float) -> Level:
@@ -77,6 +79,11 @@ class LinearBetas:
         _check_positive(T=self.T, beta_min=self.beta_min, beta_max=self.beta_max)
         if self.beta_max <= self.beta_min:
             raise ValueError(f"beta_max must be more than beta_min, got {self.beta_max} and {self.beta_min}")
+        if self.beta_min + self.beta_max > MOST:
+            raise ValueError(
+                f"beta_min + beta_max must be at most {MOST:g}, beyond which no signal is left, "
+                f"got {self.beta_min} and {self.beta_max}"
+            )
 
     def level(self, t: float) -> Level:
         """The level of time t, 0 to T."""

@@ -133,7 +133,8 @@ def test_an_adapter_fits_its_own_base_only() -> None:
     with pytest.raises(ValueError, match="has a label 'cat' already"):
         adapted(base, Adapter(adapter.base, "cat", adapter.embedding, {}, 1.0, {}))
     down, up = adapter.factors["stem.weight"]
-    for factors in ({"stem.weight": (down[:, :-1], up)}, {"nowhere.weight": (down, up)}):
+    bad = ((down[:, :-1], up), (down, torch.tensor(1.0)), (torch.tensor(1.0), up))
+    for factors in (*({"stem.weight": pair} for pair in bad), {"nowhere.weight": (down, up)}):
         with pytest.raises(AdapterError, match=r"factors|does not have"):
             adapted(base, Adapter(adapter.base, "mine", adapter.embedding, factors, 1.0, {}))
 

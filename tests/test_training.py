@@ -115,6 +115,7 @@ def test_learning_rate_rises_stays_and_falls() -> None:
         ("{", "not JSON"),
         ('{"stepz": 3}', "unknown config keys 'stepz'"),
         ('{"steps": 0}', "steps must be an integer"),
+        ('{"steps": 1' + 400 * "0" + "}", "steps must be an integer"),
         ('{"steps": 2.5}', "steps must be an integer"),
         ('{"steps": true}', "steps must be an integer"),
         ('{"lr": NaN}', "lr must be a number"),

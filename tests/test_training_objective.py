@@ -155,6 +155,11 @@ def test_levels_of_a_schedule() -> None:
     assert training_levels(make_schedule({"name": "cosine"}))[-1].alpha == 0
     with pytest.raises(ValueError, match="T must be"):
         make_schedule({"name": "linear_betas", "T": float("inf")})
+    with pytest.raises(ValueError, match="at most 1400"):
+        make_schedule({"name": "linear", "beta_max": 2000.0})
+    with pytest.raises(ValueError, match="does not take these options"):
+        make_schedule({"name": "linear", "beta_max": 10**400})
+    assert make_schedule({"name": "linear", "beta_max": 1399.0}).process.level(1000.0).sigma == 1
 
 
 @pytest.mark.parametrize(
@@ -165,6 +170,9 @@ def test_levels_of_a_schedule() -> None:
         ({"name": "uniform", "mean": 0}, "has no option mean"),
         ({"name": "log_normal", "std": 0}, "std must be a finite number"),
         ({"name": "log_normal", "mean": "x"}, "mean must be a finite number"),
+        ({"name": "log_normal", "mean": 1000}, "mean must be a finite number up to 50"),
+        ({"name": "logit_normal", "mean": -1000.0}, "mean must be a finite number up to 50"),
+        ({"name": "log_normal", "std": float("nan")}, "std must be a finite number"),
     ],
 )
 def test_bad_times_are_refused(times: dict[str, object], said: str) -> None:

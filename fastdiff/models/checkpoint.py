@@ -108,7 +108,7 @@ def make_schedule(options: Mapping[str, Any]) -> schedules.Schedule:
         raise ValueError(f"schedule T must be a number up to {MAX_T}, got {rest['T']!r}")
     try:
         return SCHEDULES[name](**rest)
-    except TypeError as error:
+    except (TypeError, ArithmeticError) as error:
         raise ValueError(f"schedule {name} does not take these options: {error}") from None
 
 
@@ -168,7 +168,7 @@ def load(path: str | os.PathLike[str] | None = None, *, device: str | torch.devi
             tensors = {name: finite(name, opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{file} is truncated or no safetensors file ({error}): get it again") from None
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{file} is no usable checkpoint: {error}") from None
     model.load_state_dict({name: value.to(device) for name, value in tensors.items()}, assign=True)
     # Channels last: convolutions are about a tenth faster in it, and their outputs follow their weights.
@@ -197,7 +197,7 @@ def config_of(path: str | os.PathLike[str]) -> UNetConfig:
             return _model_of(opened.metadata() or {}).config
     except SafetensorError as error:
         raise CheckpointError(f"{file} is truncated or no safetensors file ({error}): get it again") from None
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{file} is no usable checkpoint: {error}") from None
 
 

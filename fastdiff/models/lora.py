@@ -124,6 +124,7 @@ def check_fits(base: TrainedUNet, adapter: Adapter) -> None:
         out, rest = weights[name].shape[0], weights[name][0].numel()
         if (
             down.ndim != 2
+            or up.ndim != 2
             or tuple(down.shape) != (up.shape[-1], rest)
             or tuple(up.shape) != (out, down.shape[0])
         ):
@@ -186,7 +187,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         )
     except SafetensorError as error:
         raise AdapterError(f"{file} is truncated or no safetensors file ({error}): get it again") from None
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
         raise AdapterError(f"{file} is no usable adapter: {error}") from None
 
 
@@ -203,7 +204,7 @@ def _about(metadata: Mapping[str, str]) -> dict[str, Any]:
     for name, kind in (("base", str), ("scale", (int, float)), ("training", dict)):
         if not isinstance(about[name], kind):
             raise ValueError(f"{name} is {about[name]!r}")
-    if not math.isfinite(about["scale"]):
+    if not -math.inf < about["scale"] < math.inf:
         raise ValueError(f"scale is {about['scale']}")
     return about
 

@@ -22,6 +22,9 @@ POINTS = 1000
 EDGE = 1e-6
 """Shares are kept this far from 0 and 1, where a level would be clean or infinitely noisy."""
 
+LARGEST = 50.0
+"""Of a mean and a deviation: e to the power of what they give is a float."""
+
 Quantile = Callable[[float], Level]
 
 
@@ -47,9 +50,11 @@ def quantile(schedule: Schedule, options: Mapping[str, Any]) -> Quantile | None:
         )
     normal = {**NAMES[name], **rest}
     for key, value in normal.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or (key == "std" and value <= 0):
-            raise ValueError(f"times {key} must be a finite number, std above 0, got {value!r}")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not -LARGEST <= value <= LARGEST or (key == "std" and value <= 0):
+            raise ValueError(
+                f"times {key} must be a finite number up to {LARGEST:g}, std above 0, got {value!r}"
+            )
     if name == "discrete":
         return None
     if name == "log_normal":
