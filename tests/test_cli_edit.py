@@ -156,6 +156,7 @@ def bad_pictures() -> None:
         ("edit good.png --denoise 5 --strength 0.3", "--strength does not go with --denoise"),
         ("edit good.png --average 3", "--average belongs with --denoise"),
         ("edit good.png --denoise 5 --label cat", "takes no label"),
+        ("edit good.png --denoise 5 --negative cat", "leave --guidance and --negative out"),
         ("edit good.png --upscale 1", "factor must be"),
         ("edit good.png --out whole.png", "whole.png exists"),
         ("edit good.png --out made.jpg", "written as PNG"),

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from fastdiff.apps import denoise, edit, generate, inpaint, remake, upscale
+from fastdiff.apps import denoise, edit, generate, inpaint, interpolate, remake, upscale
 from fastdiff.images import read_image, read_recipe, to_pictures, write_png
 from tiny_model import tiny_model
 
@@ -221,6 +221,25 @@ def test_remake_from_python() -> None:
     for recipe in ({}, {"arguments": 3}, {"arguments": {"prompts": ["cat"]}, "together": {"index": 9}}):
         with pytest.raises(ValueError, match="recipe"):
             remake.remake(recipe, model=tiny_model())
+
+
+def test_a_frame_that_is_not_there_is_refused() -> None:
+    made = interpolate.prepare("cat", seeds=[1, 2], frames=3, steps=2, model=tiny_model()).run()
+    for frame in (3, -1, "1"):
+        with pytest.raises(ValueError, match="which of the frames"):
+            remake.remake(made.recipe | {"frame": frame}, model=tiny_model())
+
+
+def test_inspect_shows_any_recipe_and_steers_no_terminal(fastdiff: Command) -> None:
+    blank = np.zeros((64, 64, 3), dtype=np.uint8)
+    strange = {"arguments": [1], "inputs": "abc", "command": {"a": 1}, "checkpoint": "\x1b[31mred\n"}
+    write_png("strange.png", blank, recipe=strange)
+    code, out, err = fastdiff("inspect strange.png")
+    assert (code, err) == (0, "") and "checkpoint: ?[31mred?" in out and "\x1b" not in out
+    about = PngImagePlugin.PngInfo()
+    about.add_text("fastdiff", '{"arguments": {"a": NaN}}')
+    Image.fromarray(blank).save("nan.png", pnginfo=about)
+    assert fastdiff("inspect nan.png --in .")[0] == 0
 
 
 def test_remake_takes_masks_and_grey_pictures_as_the_commands_do() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from fastdiff.apps import compare
 from fastdiff.apps.generate import generate
+from fastdiff.apps.remake import remake
 from tiny_model import tiny_model
 
 NET = tiny_model()
@@ -35,6 +36,13 @@ def test_several_labels_stand_side_by_side() -> None:
     assert made.prompts == ("cat", "brick") * 2 and len(comparison.captions) == 4
 
 
+def test_the_recipe_of_a_sheet_keeps_the_samplers_options() -> None:
+    comparison = compare.prepare("cat", samplers=["ddim"], steps=[3], options={"eta": 1.0}, model=NET)
+    made = comparison.run()
+    again = remake(made.recipe | {"sheet": {}}, model=NET)
+    assert torch.equal(again.job.run().images, made.images)
+
+
 @pytest.mark.parametrize(
     ("samplers", "steps", "message"),
     [
@@ -42,6 +50,8 @@ def test_several_labels_stand_side_by_side() -> None:
         (["ddim"], [], "at least one"),
         (["dimm"], [4], "did you mean"),
         (["ddim"], [0], "steps"),
+        (["ddim", "heun", "ddim"], [4], "different samplers"),
+        (["ddim"], [4, 4], "different steps"),
     ],
 )
 def test_refused_before_any_work(samplers: list[str], steps: list[int], message: str) -> None:

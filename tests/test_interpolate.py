@@ -9,6 +9,7 @@ import torch
 
 from fastdiff.apps import interpolate
 from fastdiff.apps.generate import generate
+from fastdiff.apps.source import Native
 from tiny_model import tiny_model
 
 NET = tiny_model()
@@ -21,6 +22,14 @@ def test_the_ends_are_the_pictures_themselves() -> None:
     assert torch.allclose(made.images[:1], first, atol=1e-4)
     assert torch.allclose(made.images[-1:], last, atol=1e-4)
     assert made.prompts[0] == "brick" and made.prompts[-1] == "cat"
+
+
+def test_a_model_of_uniform_noise_begins_with_it() -> None:
+    net = Native(tiny_model())
+    net.noise = "uniform"
+    made = interpolate.prepare("cat", seeds=[4, 9], frames=2, model=net, steps=3).run()
+    last = generate("cat", seed=9, model=net, steps=3).images
+    assert torch.allclose(made.images[-1:], last, atol=1e-4)
 
 
 def test_stations_are_passed_through() -> None:

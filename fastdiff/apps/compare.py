@@ -41,7 +41,7 @@ class Comparison:
     def arguments(self) -> dict[str, Any]:
         """Those of `prepare`, as JSON data."""
         own = {"samplers": list(self.samplers), "steps": list(self.steps)}
-        rest = {k: v for k, v in self.jobs[0].arguments.items() if k not in ("sampler", "steps", "options")}
+        rest = {k: v for k, v in self.jobs[0].arguments.items() if k not in ("sampler", "steps")}
         return {**own, **rest}
 
     def run(
@@ -81,6 +81,9 @@ def prepare(
     """
     if not samplers or not steps:
         raise ValueError("a comparison needs at least one sampler and one number of steps")
+    for name, values in (("samplers", samplers), ("steps", steps)):
+        if len(set(values)) != len(values):
+            raise ValueError(f"a comparison needs different {name}, got {', '.join(map(str, values))}")
     source = source_of(model, device=device)
     jobs = tuple(
         generate.prepare(prompts, sampler=sampler, steps=count, model=source, **arguments)

@@ -19,6 +19,7 @@ from fastdiff.apps.settings import MAX_COUNT, Settings, check_integer, size_of
 from fastdiff.apps.source import Source, prompts_of, source_of
 from fastdiff.apps.work import Job, Made, Work
 from fastdiff.noise import MAX_SEED, SeededNoise
+from fastdiff.uniform_noise import UniformNoise
 
 
 def prepare(
@@ -47,7 +48,10 @@ def prepare(
     plan = how.plan(source, width_height)
     source = source.tiled() if tile else source
     places = [i * (stations - 1) / (frames - 1) for i in range(frames)]
-    noise = SeededNoise(seeds).start(torch.empty(source.shape(len(seeds), *width_height)))
+    uniform = getattr(source, "noise", "gaussian") == "uniform"  # a model trained on it
+    noise = (UniformNoise if uniform else SeededNoise)(seeds).start(
+        torch.empty(source.shape(len(seeds), *width_height))
+    )
 
     def extra(images: slice) -> Mapping[str, Any]:
         x = torch.stack([between(noise, place) for place in places[images]])

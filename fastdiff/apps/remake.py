@@ -72,7 +72,10 @@ def remake(
     Raises ValueError, TypeError or OSError in one line for a recipe that cannot be repeated.
     """
     command, arguments = command_of(recipe), arguments_of(recipe)
-    _check_inputs(command, recipe.get("inputs") or {}, inputs or {})
+    wanted = recipe.get("inputs") or {}
+    if not isinstance(wanted, Mapping):
+        raise ValueError("the recipe does not say what the picture was made from")
+    _check_inputs(command, wanted, inputs or {})
     source = source_of(model, device=device)
     made_with = recipe.get("checkpoint")
     if model is None and made_with != source.identity()["checkpoint"]:
@@ -111,7 +114,10 @@ def _narrow(recipe: Mapping[str, Any], arguments: dict[str, Any]) -> int | None:
     if isinstance(recipe.get("sheet"), Mapping) or recipe.get("command") == "compare":
         return None
     frame = recipe.get("frame")
-    if isinstance(frame, int):
+    if frame is not None:
+        frames = arguments.get("frames")
+        if not isinstance(frame, int) or not isinstance(frames, int) or not 0 <= frame < frames:
+            raise ValueError("the recipe does not say which of the frames this is")
         return frame
     together = recipe.get("together")
     if not isinstance(together, Mapping):

@@ -88,6 +88,8 @@ def _way(args: argparse.Namespace) -> str:
                 )
     if way == "--denoise" and prompt_of(args) is not None:
         raise ValueError("--denoise takes no label or prompt")
+    if way == "--denoise" and (args.guidance, args.negative) != (None, None):
+        raise ValueError("--denoise goes towards nothing: leave --guidance and --negative out")
     return way
 
 

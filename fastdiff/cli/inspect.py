@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def recipes_in(folder: Path) -> dict[int, str]:
     for path in sorted(folder.glob("*.png")):
         recipe, _ = _recipe(str(path))
         if recipe is not None:
-            found[watermark.payload_of(recipe)] = str(path)
+            with contextlib.suppress(ValueError):  # infinity and the like, which no recipe of ours holds
+                found[watermark.payload_of(recipe)] = str(path)
     return found
 
 
@@ -107,13 +109,19 @@ def readable(data: dict[str, Any]) -> str:
 
 
 def _about(recipe: dict[str, Any]) -> list[str]:
-    circumstances = [f"  {name}: {recipe[name]}" for name in ABOUT if name in recipe]
-    arguments = recipe.get("arguments")
-    rows = [f"    {name}: {json.dumps(value)}" for name, value in sorted(dict(arguments or {}).items())]
-    inputs = [
-        f"  made from {name}: {value}" for name, value in sorted(dict(recipe.get("inputs") or {}).items())
-    ]
-    return [*circumstances, *(["  arguments:", *rows] if rows else []), *inputs]
+    circumstances = [f"  {name}: {_plain(recipe[name])}" for name in ABOUT if name in recipe]
+    arguments, inputs = (
+        sorted(part.items()) if isinstance(part, dict) else []  # a recipe is whatever a file says
+        for part in (recipe.get("arguments"), recipe.get("inputs"))
+    )
+    rows = [f"    {name}: {json.dumps(value)}" for name, value in arguments]
+    origins = [f"  made from {name}: {_plain(value)}" for name, value in inputs]
+    return [*circumstances, *(["  arguments:", *rows] if rows else []), *origins]
+
+
+def _plain(value: object) -> str:
+    """On a line of its own, without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
 
 
 def _mark(mark: dict[str, Any]) -> str:
@@ -134,13 +142,13 @@ def _how(path: str, recipe: dict[str, Any]) -> str:
 
     command, sheet, inputs = recipe.get("command", "generate"), recipe.get("sheet"), recipe.get("inputs")
     if command not in COMMANDS:
-        return f"  made by fastdiff {command}: to make it again, run that with these arguments"
+        return f"  made by fastdiff {_plain(command)}: to make it again, run that with these arguments"
     if isinstance(sheet, dict) and sheet.get("steps"):
         return f"  a film strip: fastdiff generate --recipe {path} --show-steps makes it again"
     how = f"  to make it again: fastdiff generate --like {path}"
     if not inputs:
         return how
-    mask = " --mask MASK, or --extend, as then" if "mask" in inputs else ""
+    mask = " --mask MASK, or --extend, as then" if isinstance(inputs, dict) and "mask" in inputs else ""
     return f"{how} --image PICTURE{mask} (what it was made from)"
 
 
