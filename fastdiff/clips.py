@@ -89,7 +89,7 @@ def read_gif(path: str | os.PathLike[str]) -> tuple[Tensor, int]:
                         f"{path}: {count} frames of {width}x{height} are too many: shorten it first"
                     )
                 duration = float(image.info.get("duration") or 100)
-                frames = [_frame(image, i) for i in range(count)]
+                frames = [_frame(image, i, (width, height)) for i in range(count)]
         except UnidentifiedImageError:
             raise ValueError(f"{path}: not a readable GIF") from None
         except (OSError, EOFError, SyntaxError, IndexError, Image.DecompressionBombError) as error:
@@ -165,6 +165,8 @@ def _duration(rate: int) -> int:
     return max(20, round(100 / rate) * 10)
 
 
-def _frame(image: Any, index: int) -> Picture:
+def _frame(image: Any, index: int, size: tuple[int, int]) -> Picture:
     image.seek(index)
+    if image.size != size:  # Pillow lets a frame that does not fit enlarge the picture
+        raise OSError(f"frame {index} is larger than the first")
     return np.asarray(image.convert("RGB"))

@@ -104,6 +104,10 @@ def resampled(sound: Tensor, before: int, after: int) -> Tensor:
     """float [C, L] at `before` samples a second -> the same sound at `after`, by cutting or padding its spectrum."""
     length = sound.shape[1]
     wanted = max(1, round(length * after / before))
+    if wanted > MAX_BYTES:
+        raise ValueError(
+            f"{length} samples at {before} Hz are {wanted} at {after} Hz: too many, shorten the sound"
+        )
     if wanted == length:
         return sound
     spectrum = torch.fft.rfft(sound)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +159,15 @@ def test_the_command_writes_gifs_and_mp4s(
     ):
         assert main((start + rest).split()) == 1
         assert wrong in capsys.readouterr().err
+
+
+def test_a_frame_larger_than_the_first_is_one_line(tmp_path: Path) -> None:
+    """Pillow would enlarge the picture for it, past the sizes that were checked."""
+    small, large = io.BytesIO(), io.BytesIO()
+    two = [Image.new("P", (4, 4), shade) for shade in (0, 1)]
+    two[0].save(small, format="GIF", save_all=True, append_images=two[1:], duration=100)
+    Image.new("P", (300, 300), 3).save(large, format="GIF")
+    frame = large.getvalue()
+    (tmp_path / "g.gif").write_bytes(small.getvalue()[:-1] + frame[frame.index(b"\x2c\0\0\0\0") :])
+    with pytest.raises(ValueError, match=r"g\.gif: .*larger than the first"):
+        read_gif(tmp_path / "g.gif")

@@ -105,6 +105,11 @@ def test_resampling_is_scipys(before: int, after: int) -> None:
     torch.testing.assert_close(resampled(sound, before, after), wanted)
 
 
+def test_a_sound_of_a_slow_rate_is_not_blown_up() -> None:
+    with pytest.raises(ValueError, match="shorten the sound"):
+        resampled(torch.zeros(1, 1000), 1, 384_000)
+
+
 def test_notes_have_their_pitch_and_repeat() -> None:
     for name in INSTRUMENTS:
         made, pitch = note(name, length=4096, rate=8000, rng=np.random.default_rng(5))
