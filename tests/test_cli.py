@@ -156,6 +156,7 @@ BAD = {
     "count huge": (["generate", "--count", "100000"], "count must be"),
     "seed negative": (["generate", "--seed", "-1"], "seed must be"),
     "guidance nan": (["generate", "--guidance", "nan"], "guidance must be"),
+    "zoom of single files": (["generate", "--zoom", "2", "--out", "folder"], "of a sheet"),
     "zoom 0": (["generate", "--zoom", "0", "--out", "x.png"], "--zoom"),
     "batch 0": (["generate", "--batch", "0"], "batch must be"),
     "unknown spacing": (["generate", "--spacing", "karas"], "karras"),

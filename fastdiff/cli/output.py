@@ -34,6 +34,8 @@ class Output:
     def __post_init__(self) -> None:
         if not 1 <= self.zoom <= 8:
             raise ValueError(f"--zoom must be from 1 to 8, got {self.zoom}")
+        if self.zoom != 1 and self.single_files:
+            raise ValueError(f"--zoom enlarges the pictures of a sheet: name a .png file, not {self.target}")
         if self.target.suffix and self.target.suffix.lower() != ".png" and not self.target.is_dir():
             raise ValueError(
                 f"--out {self.target}: pictures are written as PNG; name a .png file or a folder"
